@@ -1,0 +1,1 @@
+"""Who says what to whom: sans-I/O sessions, signed documents, codec. `protocol.rpc` is the gRPC shell."""

@@ -1,0 +1,194 @@
+"""The signed training manifest: the only thing that a client trains, noises and encodes by. SPEC 2.3.
+
+The owner signs it. No field of it may be overridden by the server, the environment or a flag.
+Integers and decimal strings only: every number inside a privacy claim is exact.
+"""
+
+from decimal import Decimal
+from fractions import Fraction
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from protocol import signed
+from protocol.roster import Hex32, StrictModel, parse_model
+from secagg.encoding import SlotEncoding
+from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST
+from secagg.params import SecAggParams
+from secagg.signing import SigningKey, VerifyKey
+from secagg.transcript import digest
+
+KIND = "application/vnd.secagg.manifest.v1+json"
+
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class FileDigest(StrictModel):
+    """One file of the base model, pinned."""
+
+    path: Name
+    sha256: Hex32
+
+
+class BaseModelSpec(StrictModel):
+    """The frozen base model: an identifier for people, and the digest of every file that is loaded."""
+
+    name: Name
+    files: tuple[FileDigest, ...]
+
+
+class TensorSpec(StrictModel):
+    """Name and shape of one trainable tensor, in the order of the flat vector."""
+
+    name: Name
+    shape: tuple[Positive, ...]
+
+
+class AdapterSpec(StrictModel):
+    """What is trained. The flat vector is the concatenation of `tensors`, row-major."""
+
+    method: Literal["ffa-lora"]
+    rank: Positive
+    alpha: Positive
+    target_modules: tuple[Name, ...]
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(prod(t.shape) for t in self.tensors)
+
+
+class TrainingSpec(StrictModel):
+    """Local training between two aggregations."""
+
+    task: Literal["sequence-classification"]
+    labels: tuple[Name, ...]
+    max_length: Positive
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: DecimalString
+    rounds: Positive
+    local_steps: Positive
+    expected_batch: Positive  # public divisor of the summed gradient, never a count of real records
+
+
+class PrivacySpec(StrictModel):
+    """Protocol R1 of DP: every client noises every step alone. All quantities in integer grid steps.
+
+    clip norm C = clip_steps / scale; noise standard deviation per step = noise_steps / scale;
+    noise multiplier = noise_steps / clip_steps; sampling probability = numerator / denominator.
+    """
+
+    protocol: Literal["R1", "none"]
+    unit: Literal["record"]
+    adjacency: Literal["add-or-remove-one"]
+    records_per_person: Annotated[int, Field(ge=1, le=1)]
+    sampling_numerator: Positive
+    sampling_denominator: Positive
+    scale: Positive
+    clip_steps: Positive
+    noise_steps: Annotated[int, Field(ge=0, le=2**40)]
+    epsilon: DecimalString  # budget per (silo, population) at delta
+    delta: DecimalString
+    max_records: Positive  # N_max, public upper bound on records over all silos
+    people_in_several_silos: Literal["none"]  # declared by the owner
+
+    @property
+    def noise_multiplier(self) -> Fraction:
+        """Standard deviation of the noise over the clip norm."""
+        return Fraction(self.noise_steps, self.clip_steps)
+
+    @property
+    def sampling_probability(self) -> Fraction:
+        """Poisson inclusion probability, a public constant of the manifest."""
+        return Fraction(self.sampling_numerator, self.sampling_denominator)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "PrivacySpec":
+        if self.sampling_numerator > self.sampling_denominator:
+            raise ValueError("sampling probability above 1")
+        if self.protocol == "R1":
+            if self.noise_steps * self.noise_steps < 100:
+                raise ValueError("noise_steps below 10: the integer noise is too coarse for the certificate")
+            if not 0 < Decimal(self.delta) * self.max_records * 10 <= 1:
+                raise ValueError("delta must lie in (0, 1/(10 * max_records)]")
+            if Decimal(self.epsilon) <= 0:
+                raise ValueError("epsilon must be positive")
+        elif self.noise_steps:
+            raise ValueError('protocol "none" adds no noise: noise_steps must be 0')
+        return self
+
+
+class AggregationSpec(StrictModel):
+    """Secure aggregation. Thresholds are derived, never written: see `secagg.params`."""
+
+    graph: Literal["complete"]
+    assurance: Literal["masking"]
+    cipher: Literal["aes-256-ctr"]
+    num_clients: Annotated[int, Field(ge=3, le=256)]
+    max_corrupt: Annotated[int, Field(ge=0)]
+    max_dropouts: Annotated[int, Field(ge=0)]
+    min_cohort: Annotated[int, Field(ge=3)]
+    slots_per_word: Literal[2, 3, 4]
+    scale: Positive  # grid steps per unit of the aggregated update
+    bound: Positive  # largest |value| of one client, in grid steps
+    chunk_words: Annotated[int, Field(ge=16, le=65536)]
+
+
+class Manifest(StrictModel):
+    """Everything that ctx binds besides membership and the current round."""
+
+    version: Literal[1]
+    task: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    base_model: BaseModelSpec
+    adapter: AdapterSpec
+    training: TrainingSpec
+    privacy: PrivacySpec
+    aggregation: AggregationSpec
+
+    @model_validator(mode="after")
+    def _feasible(self) -> "Manifest":
+        # Both constructors prove what they promise or raise ParameterError (a ValueError).
+        self.secagg_params()
+        return self
+
+    def secagg_params(self) -> SecAggParams:
+        """Validated aggregation parameters; raises ParameterError if they promise too much."""
+        a = self.aggregation
+        return SecAggParams(
+            num_clients=a.num_clients,
+            max_corrupt=a.max_corrupt,
+            max_dropouts=a.max_dropouts,
+            min_cohort=a.min_cohort,
+            vector_length=self.adapter.size,
+            encoding=SlotEncoding(a.slots_per_word, a.scale, a.bound, a.num_clients),
+            chunk_words=a.chunk_words,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes."""
+        return signed.canonical(self.model_dump(mode="json"))
+
+    def digest(self) -> bytes:
+        """32-byte digest that enters ctx."""
+        return digest(MANIFEST_DIGEST, self.to_bytes())
+
+    def model_digest(self, vector: bytes) -> bytes:
+        """Digest of a flat float32 little-endian adapter vector under this manifest."""
+        return digest(MODEL_DIGEST, self.digest(), vector)
+
+
+def sign_manifest(manifest: Manifest, owner: SigningKey) -> tuple[bytes, bytes]:
+    """(document bytes, detached signature)."""
+    body = manifest.to_bytes()
+    return body, signed.sign(KIND, body, owner)
+
+
+def verify_manifest(body: bytes, signature: bytes, owner: VerifyKey) -> Manifest:
+    """Signature, canonical form, schema, feasibility; in this order."""
+    signed.verify(KIND, body, signature, owner)
+    return parse_model(Manifest, "manifest", body)

@@ -1,0 +1,31 @@
+"""X25519 (RFC 7748) key agreement."""
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from secagg.errors import AuthenticationError
+from secagg.types import Rng, Secret
+
+KEY_BYTES = 32
+
+
+def generate(rng: Rng) -> Secret:
+    """Fresh 32-byte private key."""
+    return Secret(rng(KEY_BYTES))
+
+
+def public_key(private: Secret) -> bytes:
+    """The 32-byte public key."""
+    return X25519PrivateKey.from_private_bytes(private.view).public_key().public_bytes_raw()
+
+
+def agree(private: Secret, peer: bytes) -> Secret:
+    """Raw 32-byte shared secret; goes through `secagg.kdf` before any use.
+
+    Raises:
+        AuthenticationError: The peer's key has the wrong length or small order (all-zero result): the peer's fault.
+    """
+    try:
+        other = X25519PublicKey.from_public_bytes(peer)
+        return Secret(X25519PrivateKey.from_private_bytes(private.view).exchange(other))
+    except ValueError:
+        raise AuthenticationError("X25519 public key rejected") from None
