@@ -1,9 +1,9 @@
 """The client's side of one attempt, as a sans-I/O state machine. SPEC 6.
 
 States are values that hold only what the next step needs: after the masks are derived no private key is left, after
-unmasking no share is left. Each step is a pure function named after the phase it answers; `ClientSession` is the one mutable
-object, and one attribute of it changes. The client distrusts every field that the server sends: a failed check raises
-RemoteProtocolError, erases all secrets and ends the session for good.
+unmasking no share is left. Each step is a pure function named after the phase it answers; `ClientSession` is the one
+mutable object, and one attribute of it changes. The client distrusts every field that the server sends: a failed check
+raises RemoteProtocolError, erases all secrets and ends the session for good.
 """
 
 from typing import NoReturn
@@ -59,7 +59,7 @@ from protocol.messages import (
 from protocol.release import follow
 from secagg import aead, kdf, key_agreement, shamir
 from secagg.encoding import Values
-from secagg.errors import AuthenticationError
+from secagg.errors import AuthenticationError, SecAggError
 from secagg.graph import CompleteGraph
 from secagg.labels import AD_SHARE
 from secagg.masking import InputDigest, Mask, add_masks, chunks, frame, pairwise_sign
@@ -70,7 +70,10 @@ from secagg.types import ClientId, Phase, Rng, Secret
 def reject(what: str, *, found: object = None, expected: object = None) -> NoReturn:
     """The peer's fault: this attempt is over."""
     raise RemoteProtocolError(
-        what, found=found, expected=expected, do="the attempt was aborted and its secrets erased; ask the server's operator"
+        what,
+        found=found,
+        expected=expected,
+        do="the attempt was aborted and its secrets erased; ask the server's operator",
     )
 
 
@@ -114,6 +117,9 @@ def share_keys(state: AwaitingKeys, attempt: Attempt, message: KeyList, rng: Rng
     for name in ("encryption_pk", "masking_pk", "commitment"):
         if len({getattr(entry, name) for entry in advertised.values()}) != len(advertised):
             reject(f"two clients advertise the same {name}")
+    for client, entry in message.entries:  # SPEC 6.3: one key has one encoding, or the check for duplicates is void
+        if not (key_agreement.is_canonical(entry.encryption_pk) and key_agreement.is_canonical(entry.masking_pk)):
+            reject("an advertised key is not in canonical form", found=f"client {client}")
     for client, entry in message.entries:
         try:
             setup.roster.verify_key(client).verify(entry.signature, entry.body(ctx, client))
@@ -137,20 +143,22 @@ def share_keys(state: AwaitingKeys, attempt: Attempt, message: KeyList, rng: Rng
     self_shares = shamir.split(state.self_seed, params.threshold, holders, rng)
     key_shares = shamir.split(state.masking_sk, params.threshold, holders, rng)
     sealed = []
-    for holder in holders:
-        self_hash = share_hash(ctx, setup.me, holder, SELF_SHARE, self_shares[holder])
-        if holder == setup.me:  # SPEC 6.3: no key share of one's own is ever kept or hashed
-            sealed.append(SealedShare(holder, b"", self_hash, NO_HASH))
-            continue
-        key = _share_key(state.encryption_sk, advertised[holder].encryption_pk, (ctx, root_u1), (setup.me, holder))
-        plaintext = bytes(self_shares[holder].view) + bytes(key_shares[holder].view)
-        ciphertext = aead.seal(key, plaintext, _share_ad(ctx, root_u1, setup.me, holder))
-        key.wipe()
-        key_hash = share_hash(ctx, setup.me, holder, KEY_SHARE, key_shares[holder])
-        sealed.append(SealedShare(holder, ciphertext, self_hash, key_hash))
-    own_share = Secret(self_shares[setup.me].view)
-    erase(self_shares)
-    erase(key_shares)
+    try:
+        for holder in holders:
+            self_hash = share_hash(ctx, setup.me, holder, SELF_SHARE, self_shares[holder])
+            if holder == setup.me:  # SPEC 6.3: no key share of one's own is ever kept or hashed
+                sealed.append(SealedShare(holder, b"", self_hash, NO_HASH))
+                continue
+            key = _share_key(state.encryption_sk, advertised[holder].encryption_pk, (ctx, root_u1), (setup.me, holder))
+            plaintext = Secret(bytearray(self_shares[holder].view) + key_shares[holder].view)
+            ciphertext = aead.seal(key, plaintext.view, _share_ad(ctx, root_u1, setup.me, holder))
+            erase((key, plaintext))
+            key_hash = share_hash(ctx, setup.me, holder, KEY_SHARE, key_shares[holder])
+            sealed.append(SealedShare(holder, ciphertext, self_hash, key_hash))
+        own_share = Secret(self_shares[setup.me].view)
+    finally:  # also when a key of small order ends the attempt half-way
+        erase(self_shares)
+        erase(key_shares)
     root = merkle_root([share.leaf(setup.me) for share in sealed])
     signature = setup.signing_key.sign(shares_body(ctx, root_u1, setup.me, root))
     next_state = AwaitingShares(
@@ -161,6 +169,19 @@ def share_keys(state: AwaitingKeys, attempt: Attempt, message: KeyList, rng: Rng
 
 def open_shares(state: AwaitingShares, attempt: Attempt, message: PeerShares) -> AwaitingInput:
     """Between phases 1 and 2: check U2, open what was dealt to us, derive every mask seed, drop the private keys."""
+    held = Held({attempt.setup.me: state.own_share}, {})
+    masks: list[Mask] = []
+    try:
+        return _open_shares(state, attempt, message, held, masks)
+    except BaseException:  # what was opened or derived so far is in no state yet: `abort` would not find it
+        erase(held)
+        erase(masks)
+        raise
+
+
+def _open_shares(
+    state: AwaitingShares, attempt: Attempt, message: PeerShares, held: Held, masks: list[Mask]
+) -> AwaitingInput:
     setup, params = attempt.setup, attempt.setup.params
     u1 = tuple(sorted(state.advertised))
     members = from_bitmap(message.shared, u1)
@@ -172,7 +193,6 @@ def open_shares(state: AwaitingShares, attempt: Attempt, message: PeerShares) ->
     neighbors = tuple(v for v in CompleteGraph(u1).neighbors(setup.me) if v in shared)
     if tuple(share.dealer for share in message.shares) != neighbors:
         reject("shares of other dealers than our neighbours in U2", found=[s.dealer for s in message.shares])
-    held = Held({setup.me: state.own_share}, {})
     complaints = []
     for share in message.shares:
         opened = _open_share(state, attempt, share, u1)
@@ -184,7 +204,7 @@ def open_shares(state: AwaitingShares, attempt: Attempt, message: PeerShares) ->
     if len(held.self_shares) < params.threshold:
         reject("too few shares opened", found=len(held.self_shares), expected=f"at least {params.threshold}")
     root_u2 = root_shared(state.root_u1, message.shared)
-    masks = [Mask(kdf.self_mask_key(state.self_seed, attempt.ctx, setup.me), 1)]
+    masks.append(Mask(kdf.self_mask_key(state.self_seed, attempt.ctx, setup.me), 1))
     for peer in neighbors:
         agreed = _agree(state.masking_sk, state.advertised[peer].masking_pk)
         seed = kdf.pairwise_seed(agreed, attempt.ctx, root_u2, setup.me, peer)
@@ -281,6 +301,11 @@ class ClientSession:
         self._rng = rng
         self._state: State | None = None
         self._values: Values | None = None
+        self.survivors: tuple[ClientId, ...] | None = None  # U3, once checked and signed
+
+    @property
+    def _key(self) -> tuple[int, int]:
+        return self._attempt.announcement.round, self._attempt.announcement.attempt
 
     @property
     def ctx(self) -> bytes:
@@ -309,6 +334,9 @@ class ClientSession:
         except AuthenticationError as error:
             self.abort(error.what)
             raise RemoteProtocolError(error.what) from None
+        except SecAggError as error:  # our own input did not fit: nothing was sent, nothing is kept
+            self.abort(error.what)
+            raise
 
     def provide_input(self, values: Values) -> Effects:
         """The encoded update, int64, shape (vector_length,). Kept until the shares of the others are there."""
@@ -319,7 +347,11 @@ class ClientSession:
             return ()
         if not isinstance(self._state, AwaitingInput):
             raise LocalProtocolError("no input is awaited", found=self.phase.name)
-        self._state, effects = mask_input(self._state, self._attempt, values)
+        try:
+            self._state, effects = mask_input(self._state, self._attempt, values)
+        except SecAggError as error:
+            self.abort(error.what)
+            raise
         return effects
 
     def abort(self, reason: str = "aborted by this client") -> None:
@@ -340,12 +372,16 @@ class ClientSession:
                     self._state, effects = mask_input(self._state, self._attempt, values)
             case (AwaitingSurvivors() as state, SurvivorNotice()):
                 self._state, effects = check_consistency(state, self._attempt, message)
+                self.survivors = self._state.masked
             case (AwaitingCertificate() as state, Certificate()):
                 self._state, effects = unmask(state, self._attempt, message)
+            case (_, AttemptAborted()) if (message.round, message.attempt) != self._key:
+                effects = ()
             case (_, AttemptAborted()):
                 self.abort(f"the server aborted: {message.reason}")
                 effects = ()
-            case (Completed() | Aborted(), RoundResult() | Finished()):
+            case (_, RoundResult() | Finished()):  # it may have ended without us: lost messages are nobody's fault
+                self.abort("the attempt ended without this client")
                 effects = ()
             case _:
                 reject("unexpected message", found=type(message).__name__, expected=f"one for {self.phase.name}")
@@ -397,12 +433,14 @@ def _open_share(
         return None
     finally:
         key.wipe()
-    self_share = Secret(opened.view[: shamir.SHARE_BYTES])
-    key_share = Secret(opened.view[shamir.SHARE_BYTES :])
+    self_share, key_share = Secret(opened.view[: shamir.SHARE_BYTES]), Secret(opened.view[shamir.SHARE_BYTES :])
     opened.wipe()
     good = (
         len(key_share) == shamir.SHARE_BYTES
         and share_hash(ctx, share.dealer, me, SELF_SHARE, self_share) == share.self_hash
         and share_hash(ctx, share.dealer, me, KEY_SHARE, key_share) == share.key_hash
     )
-    return (self_share, key_share) if good else None
+    if not good:
+        erase((self_share, key_share))
+        return None
+    return self_share, key_share

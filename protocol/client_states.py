@@ -1,7 +1,7 @@
 """The client's states as values: each holds exactly the secrets that the next step needs. SPEC 6.
 
-A secret that is not in the state cannot leak from it. After the masks are derived no private key is left; after unmasking no
-share is left, so "never both shares of one peer" and "never answer twice" hold by construction.
+A secret that is not in the state cannot leak from it. After the masks are derived no private key is left; after
+unmasking no share is left, so "never both shares of one peer" and "never answer twice" hold by construction.
 """
 
 from dataclasses import dataclass, fields
@@ -131,15 +131,7 @@ class Aborted:
     reason: str
 
 
-State = (
-    AwaitingKeys
-    | AwaitingShares
-    | AwaitingInput
-    | AwaitingSurvivors
-    | AwaitingCertificate
-    | Completed
-    | Aborted
-)
+State = AwaitingKeys | AwaitingShares | AwaitingInput | AwaitingSurvivors | AwaitingCertificate | Completed | Aborted
 
 PHASES: dict[type, Phase] = {
     AwaitingKeys: Phase.ADVERTISE_KEYS,
@@ -163,7 +155,15 @@ def erase(value: object) -> None:
         case tuple() | list():
             for item in value:
                 erase(item)
-        case Mask() | Held() | AwaitingKeys() | AwaitingShares() | AwaitingInput() | AwaitingSurvivors() | AwaitingCertificate():
+        case (
+            Mask()
+            | Held()
+            | AwaitingKeys()
+            | AwaitingShares()
+            | AwaitingInput()
+            | AwaitingSurvivors()
+            | AwaitingCertificate()
+        ):
             for part in fields(value):
                 erase(getattr(value, part.name))
         case _:

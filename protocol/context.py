@@ -31,16 +31,15 @@ def context(announcement: Announcement, params: SecAggParams) -> bytes:
 
 
 def announcement_error(announcement: Announcement, roster: Roster, manifest: Manifest) -> str | None:
-    """Why this announcement does not fit the signed documents, or None. Both sides check it."""
+    """Why this announcement does not fit the signed documents, or None. Every client checks it."""
     ids = announcement.cohort
     if announcement.manifest_digest != manifest.digest():
         return "announced manifest differs from the signed manifest"
     if announcement.roster_root != roster.root():
         return "announced roster differs from the signed roster"
-    if list(ids) != sorted(set(ids)) or not set(ids) <= set(roster.ids):
-        return "announced cohort is not an ascending list of roster members"
-    if len(ids) != manifest.aggregation.num_clients:
-        return "announced cohort does not have num_clients members"
+    # Everybody is invited, always: no cohort to choose, and no second one for a retry (SPEC 6.1).
+    if ids != roster.ids or len(ids) != manifest.aggregation.num_clients:
+        return "announced cohort is not the whole roster, or not num_clients"
     if not 1 <= announcement.round <= manifest.training.rounds:
         return "announced round lies outside 1..rounds of the manifest"
     return None

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from protocol import signed
-from protocol.roster import Hex32, StrictModel, parse_model
+from protocol.roster import Hex32, StrictModel, exactly, parse_model
 from secagg.encoding import SlotEncoding
 from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST
 from secagg.params import SecAggParams
@@ -29,7 +29,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 class FileDigest(StrictModel):
     """One file of the base model, pinned."""
 
-    path: Name
+    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,198}$")]  # a plain file name
     sha256: Hex32
 
 
@@ -90,7 +90,7 @@ class PrivacySpec(StrictModel):
     sampling_numerator: Positive
     sampling_denominator: Positive
     scale: Positive
-    clip_steps: Positive
+    clip_steps: Annotated[int, Field(ge=1, le=2**26)]
     noise_steps: Annotated[int, Field(ge=0, le=2**40)]
     epsilon: DecimalString  # budget per (silo, population) at delta
     delta: DecimalString
@@ -112,8 +112,8 @@ class PrivacySpec(StrictModel):
         if self.sampling_numerator > self.sampling_denominator:
             raise ValueError("sampling probability above 1")
         if self.protocol == "R1":
-            if self.noise_steps * self.noise_steps < 100:
-                raise ValueError("noise_steps below 10: the integer noise is too coarse for the certificate")
+            if self.noise_steps < 100:
+                raise ValueError("noise_steps below 100: the integer noise is too coarse for the certificate")
             if not 0 < Decimal(self.delta) * self.max_records * 10 <= 1:
                 raise ValueError("delta must lie in (0, 1/(10 * max_records)]")
             if Decimal(self.epsilon) <= 0:
@@ -152,6 +152,13 @@ class Manifest(StrictModel):
 
     @model_validator(mode="after")
     def _feasible(self) -> "Manifest":
+        for what, names in (
+            ("file", [file.path for file in self.base_model.files]),
+            ("tensor", [tensor.name for tensor in self.adapter.tensors]),
+            ("label", list(self.training.labels)),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two entries with one {what} name")
         # Both constructors prove what they promise or raise ParameterError (a ValueError).
         self.secagg_params()
         return self
@@ -191,4 +198,4 @@ def sign_manifest(manifest: Manifest, owner: SigningKey) -> tuple[bytes, bytes]:
 def verify_manifest(body: bytes, signature: bytes, owner: VerifyKey) -> Manifest:
     """Signature, canonical form, schema, feasibility; in this order."""
     signed.verify(KIND, body, signature, owner)
-    return parse_model(Manifest, "manifest", body)
+    return exactly(parse_model(Manifest, "manifest", body), body)

@@ -1,7 +1,8 @@
 """One frozen dataclass per message of SPEC 7, and the digests that they are signed under.
 
 Lengths and ranges that need no context are checked by `protocol.codec`; everything that needs context is checked by the
-sessions. Byte fields are public: no message carries a secret in clear except shares on their way to the server in phase 4.
+sessions. Byte fields are public: no message carries a secret in clear except shares on their way to the server in
+phase 4.
 """
 
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class PeerShares:
 
 @dataclass(frozen=True, slots=True)
 class MaskedInput:
-    """Phase 2 header, client -> server; the chunks follow. `complaints` names dealers whose share did not open."""
+    """Phase 2 header, client -> server; chunks follow. `complaints`: dealers whose share did not open, ascending."""
 
     input_digest: bytes
     total_words: int

@@ -1,6 +1,6 @@
 """The signed membership list: who takes part, under which identity key and which TLS key. SPEC 2.2."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,7 +13,13 @@ from secagg.types import ClientId
 
 KIND = "application/vnd.secagg.roster.v1+json"
 
+
+class _Document(Protocol):
+    def to_bytes(self) -> bytes: ...
+
+
 M = TypeVar("M", bound=BaseModel)
+D = TypeVar("D", bound=_Document)
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -91,7 +97,14 @@ def sign_roster(roster: Roster, owner: SigningKey) -> tuple[bytes, bytes]:
 def verify_roster(body: bytes, signature: bytes, owner: VerifyKey) -> Roster:
     """Signature, canonical form, schema; in this order."""
     signed.verify(KIND, body, signature, owner)
-    return parse_model(Roster, "roster", body)
+    return exactly(parse_model(Roster, "roster", body), body)
+
+
+def exactly(document: D, body: bytes) -> D:
+    """The document, if its own bytes are the signed ones: ``true`` for 1 parses, but is not what was signed."""
+    if document.to_bytes() != body:
+        raise DocumentError("a document that reads as something else than it says", expected="exact types", code="E303")
+    return document
 
 
 def parse_model(model: type[M], what: str, body: bytes) -> M:

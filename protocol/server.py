@@ -1,11 +1,12 @@
 """The server's side of one attempt, as a sans-I/O state machine. SPEC 7.
 
-The server never raises on remote input: it returns a DropReason, remembers it, and goes on without that client. A phase ends
-when the shell calls `close_phase` (all answered, or the deadline passed); a set below what the parameters require ends the
-attempt as an outcome, not as an exception. No sum is returned in doubt.
+The server never raises on remote input: it returns a DropReason, remembers it, and goes on without that client. A phase
+ends when the shell calls `close_phase` (all answered, or the deadline passed); a set below what the parameters require
+ends the attempt as an outcome, not as an exception. No sum is returned in doubt.
 """
 
 from collections import Counter
+from typing import TypeVar
 
 from protocol.context import context
 from protocol.drops import DropReason
@@ -51,9 +52,11 @@ from secagg.signing import SigningKey
 from secagg.transcript import bitmap, merkle_path, merkle_root
 from secagg.types import ClientId, Phase, Secret
 
+M = TypeVar("M", AdvertiseKeys, ShareKeys, ConsistencyCheck, UnmaskingShares)
+
 
 class ServerSession:
-    """One attempt. `start`, then `receive` / `upload_complete` per message, `close_phase` per phase, `finish` at the end."""
+    """One attempt. `start`, `receive` / `upload_complete` per message, `close_phase` per phase, `finish` at the end."""
 
     def __init__(
         self,
@@ -131,7 +134,10 @@ class ServerSession:
             return DropReason.WRONG_PHASE
         earlier = self._headers.get(sender) if isinstance(message, MaskedInput) else self._messages[phase].get(sender)
         if earlier is not None:  # a lost answer makes a client repeat itself: the same bytes are fine, others are not
-            return () if earlier == message else self._drop(sender, DropReason.CHANGED_MESSAGE)
+            if earlier != message:
+                return self._drop(sender, DropReason.CHANGED_MESSAGE)
+            again = phase is Phase.MASKED_INPUT and phase is self.phase and sender not in self._messages[phase]
+            return (AcceptUpload(sender, self._headers[sender]),) if again else ()  # its upload was cut off: once more
         if phase is not self.phase or not self.open:
             return DropReason.WRONG_PHASE
         if sender not in self._admitted():
@@ -186,7 +192,7 @@ class ServerSession:
             case Phase.MASKED_INPUT:
                 return self._close_masked()
             case Phase.CONSISTENCY_CHECK:
-                signatures = tuple((c, self._signature(c)) for c in members)
+                signatures = tuple((c, self._message(ConsistencyCheck, c).signature) for c in members)
                 self.phase = Phase.UNMASKING
                 return tuple(Send(Certificate(signatures), c) for c in members)
             case _:
@@ -206,7 +212,7 @@ class ServerSession:
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def _close_advertise(self) -> Effects:
-        entries = tuple((c, m) for c in self.advertised if isinstance(m := self._messages[self.phase][c], AdvertiseKeys))
+        entries = tuple((c, self._message(AdvertiseKeys, c)) for c in self.advertised)
         self._root_u1 = root_advertised(self.ctx, entries)
         self.phase = Phase.SHARE_KEYS
         return tuple(Send(KeyList(entries, self.ledger.since(m.ledger_seq)), c) for c, m in entries)
@@ -216,8 +222,7 @@ class ServerSession:
         self._root_u2 = root_shared(self._root_u1, shared)
         dealt: dict[ClientId, list[DealtShare]] = {c: [] for c in self.shared}
         for dealer in self.shared:
-            message = self._messages[Phase.SHARE_KEYS][dealer]
-            assert isinstance(message, ShareKeys)
+            message = self._message(ShareKeys, dealer)
             leaves = [share.leaf(dealer) for share in message.shares]
             for index, share in enumerate(message.shares):
                 self._shares[dealer, share.recipient] = share
@@ -230,7 +235,7 @@ class ServerSession:
         return tuple(Send(PeerShares(shared, tuple(dealt[c])), c) for c in self.shared)
 
     def _close_masked(self) -> Effects:
-        complaints = Counter(d for c in self.masked for d in self._headers[c].complaints)
+        complaints = Counter(d for c in self.masked for d in set(self._headers[c].complaints))
         convicted = sorted(d for d, count in complaints.items() if count > self.params.max_corrupt)
         if convicted:  # more complaints than corrupt clients: an honest one complains, the dealer is to blame
             return self._abort(f"client {convicted[0]} dealt shares that do not open")
@@ -255,26 +260,19 @@ class ServerSession:
 
     def _self_mask(self, client: ClientId) -> Mask:
         seed = self._reconstruct(client, SELF_SHARE)
-        advert = self._messages[Phase.ADVERTISE_KEYS][client]
-        assert isinstance(advert, AdvertiseKeys)
-        if seed_commitment(self.ctx, client, seed) != advert.commitment:
+        if seed_commitment(self.ctx, client, seed) != self._message(AdvertiseKeys, client).commitment:
             raise ReconstructionError(f"client {client} dealt shares of another seed than it committed to")
         return Mask(kdf.self_mask_key(seed, self.ctx, client), -1)
 
     def _pairwise_masks(self, dropped: ClientId) -> list[Mask]:
         private = self._reconstruct(dropped, KEY_SHARE)
-        adverts = self._messages[Phase.ADVERTISE_KEYS]
-        mine = adverts[dropped]
-        assert isinstance(mine, AdvertiseKeys)
-        if key_agreement.public_key(private) != mine.masking_pk:
+        if key_agreement.public_key(private) != self._message(AdvertiseKeys, dropped).masking_pk:
             raise ReconstructionError(f"client {dropped} dealt shares of another key than it advertised")
         masks = []
         for peer in CompleteGraph(self.advertised).neighbors(dropped):
             if peer not in self.masked:
                 continue
-            theirs = adverts[peer]
-            assert isinstance(theirs, AdvertiseKeys)
-            agreed = key_agreement.agree(private, theirs.masking_pk)
+            agreed = key_agreement.agree(private, self._message(AdvertiseKeys, peer).masking_pk)
             seed = kdf.pairwise_seed(agreed, self.ctx, self._root_u2, dropped, peer)
             masks.append(Mask(seed, -pairwise_sign(peer, dropped)))
         return masks
@@ -282,8 +280,7 @@ class ServerSession:
     def _reconstruct(self, dealer: ClientId, kind: int) -> Secret:
         shares: dict[int, Secret] = {}
         for holder in self.unmasked:
-            message = self._messages[Phase.UNMASKING][holder]
-            assert isinstance(message, UnmaskingShares)
+            message = self._message(UnmaskingShares, holder)
             listed = dict(message.self_shares if kind == SELF_SHARE else message.key_shares)
             if dealer in listed:
                 shares[holder] = Secret(listed[dealer])
@@ -321,6 +318,8 @@ class ServerSession:
             return DropReason.BAD_SIGNATURE
         if message.ledger_seq > self.ledger.seq or self.ledger.head_at(message.ledger_seq) != message.ledger_head:
             return DropReason.LEDGER_MISMATCH
+        if not (key_agreement.is_canonical(message.encryption_pk) and key_agreement.is_canonical(message.masking_pk)):
+            return DropReason.BAD_KEYS
         fresh = {message.encryption_pk, message.masking_pk, message.commitment}
         for other in self._messages[Phase.ADVERTISE_KEYS].values():
             if isinstance(other, AdvertiseKeys) and fresh & {other.encryption_pk, other.masking_pk, other.commitment}:
@@ -344,7 +343,10 @@ class ServerSession:
         return None
 
     def _check_header(self, sender: ClientId, message: MaskedInput) -> DropReason | None:
-        if message.total_words != self.params.total_words or not set(message.complaints) <= set(self.shared) - {sender}:
+        named = message.complaints
+        if message.total_words != self.params.total_words or not set(named) <= set(self.shared) - {sender}:
+            return DropReason.BAD_HEADER
+        if list(named) != sorted(set(named)):  # a name twice would count twice against an honest dealer
             return DropReason.BAD_HEADER
         if not self._signed(sender, message.signature, input_body(self.ctx, self._root_u2, sender, message)):
             return DropReason.BAD_SIGNATURE
@@ -355,7 +357,7 @@ class ServerSession:
         return None if self._signed(sender, message.signature, body) else DropReason.BAD_SIGNATURE
 
     def _check_unmasking(self, sender: ClientId, message: UnmaskingShares) -> DropReason | None:
-        """Exactly the shares that the sender must hold, each equal to what its dealer hashed (else: the sender's fault)."""
+        """Exactly the shares that the sender must hold, each as its dealer hashed it (else: the sender's fault)."""
         refused = set(self._headers[sender].complaints)
         survivors = set(self.masked)
         expected = {
@@ -372,10 +374,12 @@ class ServerSession:
                     return DropReason.BAD_SHARES
         return None
 
-    def _signature(self, client: ClientId) -> bytes:
-        message = self._messages[Phase.CONSISTENCY_CHECK][client]
-        assert isinstance(message, ConsistencyCheck)
-        return message.signature
+    def _message(self, kind: type[M], client: ClientId) -> M:
+        """The accepted message of one kind; a KeyError would be our bug, and so would another kind."""
+        message = self._messages[_PHASE_OF[kind]][client]
+        if not isinstance(message, kind):
+            raise LocalProtocolError("a message stands under another phase", found=type(message).__name__)
+        return message
 
 
 _PHASE_OF: dict[type, Phase] = {

@@ -1,8 +1,9 @@
 """Real vectors to fixed-point integers to packed slots of 64-bit words, and back. SPEC 5.
 
 A value v (units of 1/scale) with |v| <= bound is stored as the unsigned slot v + bound; `slots_per_word` slots of
-``64 // slots_per_word`` bits share a word. Sums of at most `max_clients` slots stay below 2^bits: proved at construction,
-so no true slot sum carries into its neighbour, and carries caused by masks cancel with the masks (mod 2^64).
+``64 // slots_per_word`` bits share a word. Sums of at most `max_clients` slots stay below 2^bits: proved at
+construction, so no true slot sum carries into its neighbour, and carries caused by masks cancel with the masks (mod
+2^64).
 """
 
 from dataclasses import dataclass
@@ -63,8 +64,10 @@ class SlotEncoding:
             random_words: ``len(x)`` uniform 64-bit words from a CSPRNG; the top 53 bits of each decide one rounding.
 
         Raises:
-            EncodingError: NaN, infinity, or a value out of range. Nothing is clamped.
+            EncodingError: NaN, infinity, a value out of range, or too few random words. Nothing is clamped.
         """
+        if random_words.shape != np.shape(x):
+            raise EncodingError("one random word per value", found=random_words.shape, expected=np.shape(x))
         scaled = np.asarray(x, dtype=np.float64) * self.scale
         if not np.isfinite(scaled).all():
             raise EncodingError(
@@ -77,7 +80,7 @@ class SlotEncoding:
         floor = np.floor(scaled)
         uniform = (random_words >> np.uint64(11)).astype(np.float64) * 2.0**-53
         values = floor.astype(np.int64) + (uniform < scaled - floor) if _fits(scaled, self.bound) else None
-        if values is None or np.abs(values).max(initial=0) > self.bound:
+        if values is None or not self._within_bound(values):
             raise EncodingError(
                 "a value of the update is out of range",
                 found=f"largest magnitude {np.abs(scaled).max() / self.scale:.4g}",
@@ -93,7 +96,7 @@ class SlotEncoding:
 
     def pack(self, values: Values) -> Words:
         """Slots of ``values + bound``; shape (words_for(len(values)),). Unused slots of the last word are zero."""
-        if values.ndim != 1 or np.abs(values).max(initial=0) > self.bound:
+        if values.ndim != 1 or not self._within_bound(values):
             raise EncodingError("values to pack are not a vector within the bound", code="E111")
         c, bits = self.slots_per_word, np.uint64(self.slot_bits)
         slots = np.zeros(self.words_for(len(values)) * c, dtype=np.uint64)
@@ -107,8 +110,8 @@ class SlotEncoding:
         """Sum of `count` clients' values from the sum of their words: the inverse of `pack` under addition.
 
         Raises:
-            EncodingError: A word count that does not fit `length`, a slot sum above ``2 * bound * count``, or a non-zero
-                unused slot: the words are not a sum of `count` encodings.
+            EncodingError: A word count that does not fit `length`, a slot sum above ``2 * bound * count``, or a
+                non-zero unused slot: the words are not a sum of `count` encodings.
         """
         if len(words) != self.words_for(length) or not 1 <= count <= self.max_clients:
             raise EncodingError("sum of the wrong size", found=(len(words), count))
@@ -122,6 +125,10 @@ class SlotEncoding:
         if stray or slots[length:].any() or (slots[:length] > 2 * self.bound * count).any():
             raise EncodingError("the sum is out of range: at least one summand was no valid encoding", code="E112")
         return slots[:length] - self.bound * count
+
+    def _within_bound(self, values: Values) -> bool:
+        # not by abs(): NaN cast to int64 is -2^63, and abs(-2^63) is negative
+        return not ((values < -self.bound).any() or (values > self.bound).any())
 
 
 def _fits(scaled: NDArray[np.float64], bound: int) -> bool:

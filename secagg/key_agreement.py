@@ -6,6 +6,7 @@ from secagg.errors import AuthenticationError
 from secagg.types import Rng, Secret
 
 KEY_BYTES = 32
+_FIELD_PRIME = 2**255 - 19
 
 
 def generate(rng: Rng) -> Secret:
@@ -16,6 +17,15 @@ def generate(rng: Rng) -> Secret:
 def public_key(private: Secret) -> bytes:
     """The 32-byte public key."""
     return X25519PrivateKey.from_private_bytes(private.view).public_key().public_bytes_raw()
+
+
+def is_canonical(peer: bytes) -> bool:
+    """Whether a public key is 32 bytes and the one encoding of its point.
+
+    RFC 7748 section 5 makes every implementation ignore the top bit and accept values from 2^255 - 19 on: one key has
+    several encodings, and a comparison of bytes would miss that two clients advertise the same key.
+    """
+    return len(peer) == KEY_BYTES and int.from_bytes(peer, "little") < _FIELD_PRIME
 
 
 def agree(private: Secret, peer: bytes) -> Secret:

@@ -23,7 +23,6 @@ MERKLE_NODE: Final = _V + b"merkle-node"
 MASKED_INPUT: Final = _V + b"masked-input"
 LEDGER_ROW: Final = _V + b"release-ledger-row"
 LEDGER_GENESIS: Final = _V + b"release-ledger-genesis"
-STATEMENT: Final = _V + b"statement"
 
 # signatures (what the signed digest is a digest of)
 SIGN_ADVERTISE: Final = _V + b"sign-advertise-keys"

@@ -1,8 +1,8 @@
 """The framed, masked vector: layout, applying masks, removing them. SPEC 5.3 and 6.
 
 Layout of one client's input, in words: the payload is the contribution word 1 followed by the packed slots; it is cut
-into pieces of ``chunk_words - 1`` and each piece is preceded by a zero word. After unmasking, the zero words of a true sum
-are 0 and the contribution word is the number of summands; anything else means that a mask is missing or wrong.
+into pieces of ``chunk_words - 1`` and each piece is preceded by a zero word. After unmasking, the zero words of a true
+sum are 0 and the contribution word is the number of summands; anything else means that a mask is missing or wrong.
 
 masked_input(u) = frame(u) + PRG(self_u) + sum_{v > u} PRG(s_uv) - sum_{v < u} PRG(s_uv)   (mod 2^64, per word)
 """

@@ -33,8 +33,7 @@ class Stream:
 
     def into(self, out: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> None:
         """Write the next ``len(out)`` words. `zeros` is a zero buffer of at least that length (never written)."""
-        source = memoryview(zeros).cast("B")[: 8 * len(out)]
-        self._encryptor.update_into(source, memoryview(out).cast("B"))
+        self._encryptor.update_into(zeros[: len(out)].view(np.uint8).data, out.view(np.uint8).data)
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """The next `count` words, uint64, in native order."""

@@ -14,7 +14,7 @@ Field = bytes | bytearray | memoryview | int
 
 def encode(label: bytes, *fields: Field) -> bytes:
     """Injective encoding of a label and fields. Integers must lie in [0, 2^64)."""
-    parts = [(len(fields) + 1).to_bytes(4, "big")]
+    parts: list[bytes | bytearray | memoryview] = [(len(fields) + 1).to_bytes(4, "big")]
     for field in (label, *fields):
         data = field.to_bytes(8, "big") if isinstance(field, int) else field
         parts += [len(data).to_bytes(4, "big"), data]

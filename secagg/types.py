@@ -32,7 +32,7 @@ class Secret:
 
     __slots__ = ("_data",)
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = bytearray(data)
 
     @property

@@ -1,8 +1,8 @@
-"""The whole protocol in memory: any scenario in a few lines. Real sessions, real cryptography, deterministic randomness."""
+"""The whole protocol in memory: any scenario in a few lines. Real sessions and cryptography, pinned randomness."""
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from protocol.effects import (
     Aggregate,
     Charge,
     Effects,
+    JoinRecord,
     Persist,
     Record,
     Released,
@@ -164,7 +165,7 @@ Tamper = Callable[[ClientId, object], object | None]
 
 @dataclass
 class Simulation:
-    """One attempt. `lost` names the phase in which a client falls silent before it answers; `tamper_*` change messages."""
+    """One attempt. `lost`: the phase in which a client falls silent before it answers; `tamper_*` change messages."""
 
     federation: Federation
     values: dict[ClientId, Values]
@@ -175,12 +176,13 @@ class Simulation:
     memories: dict[ClientId, ClientMemory] = field(default_factory=dict)
     ledger: ReleaseLedger | None = None
     round: int = 1
+    attempt: int = 0
     seed: object = 0
 
     def __post_init__(self) -> None:
         f = self.federation
         self.ledger = self.ledger or ReleaseLedger(f.manifest.digest())
-        announcement = f.announcement(self.round)
+        announcement = f.announcement(self.round, self.attempt)
         self.server = ServerSession(f.manifest.secagg_params(), announcement, f.roster, f.server_key, self.ledger)
         self.clients: dict[ClientId, ClientSession] = {}
         self.errors: dict[ClientId, RemoteProtocolError] = {}
@@ -205,8 +207,12 @@ class Simulation:
             return
         try:
             if isinstance(changed, Announcement):
-                memory = self.memories.get(client, ClientMemory.fresh(f.manifest))
-                session = ClientSession(f.setup(client), changed, memory, insecure_rng((self.seed, self.round, client)))
+                session = ClientSession(
+                    f.setup(client),
+                    changed,
+                    self._memory(client),
+                    insecure_rng((self.seed, self.round, self.attempt, client)),
+                )
                 self.clients[client] = session
                 self._apply_client(client, session.start())
                 if client in self.values:
@@ -216,15 +222,15 @@ class Simulation:
         except RemoteProtocolError as error:
             self.errors[client] = error
 
+    def _memory(self, client: ClientId) -> ClientMemory:
+        return self.memories.get(client, ClientMemory.fresh(self.federation.manifest))
+
     def _apply_client(self, client: ClientId, effects: Effects) -> None:
         for effect in effects:
             match effect:
                 case Persist(record):
                     self.records.append((client, record))
-                    if isinstance(record, SpentRecord):
-                        self.memories[client] = ClientMemory(
-                            (record.round, record.attempt), record.round, record.row.seq, record.head
-                        )
+                    self.memories[client] = remember(self._memory(client), record)
                 case Charge():
                     self.charged.append(client)
                 case Send(message, _):
@@ -273,6 +279,17 @@ class Simulation:
                     self.outcome = effect
                 case _:
                     raise AssertionError(effect)
+
+
+def remember(memory: ClientMemory, record: Record) -> ClientMemory:
+    """What a client's journal makes of one record."""
+    match record:
+        case JoinRecord():
+            return replace(memory, joined=(record.round, record.attempt))
+        case SpentRecord():
+            return replace(memory, spent_round=record.round, ledger_seq=record.row.seq, ledger_head=record.head)
+        case _:
+            raise AssertionError(record)
 
 
 def random_values(manifest: Manifest, clients: Iterable[int], seed: object = 0) -> dict[ClientId, Values]:

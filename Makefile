@@ -1,0 +1,102 @@
+# Every target does its own set-up: a virtual environment in .venv with the exact versions of constraints/.
+# Needed beforehand: Python 3.11 or newer with venv, git, make. Nothing is fetched but packages from the index that
+# pip is configured for, and nothing at all once `make setup` has run.
+
+PYTHON ?= python3
+ARGS   ?=
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+PIP    := $(PY) -m pip --disable-pip-version-check --no-input
+STAMP  := $(VENV)/.installed
+PROTOS_VENV  := .venv-protos
+PROTOS_STAMP := $(PROTOS_VENV)/.installed
+PACKAGES := secagg dp protocol ffm
+
+# No model hub, no telemetry, whatever the caller's environment says.
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+export PYTHONNOUSERSITE := 1
+# An environment of the caller's must not leak into ours.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## virtual environment, pinned dependencies, example weights and data
+
+$(STAMP): pyproject.toml constraints/dev.txt constraints/examples.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 or newer expected; do: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
+	  echo "error: no virtual environment could be made; do: install the venv module (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
+	$(PIP) install -q -c constraints/dev.txt -e '.[ffm,dev]'
+	$(PIP) install -q --no-deps -r constraints/examples.txt
+	@touch $@
+
+demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for the larger one
+	$(BIN)/secagg demo hospital $(ARGS)
+
+test: $(STAMP) ## all tests but those marked slow
+	$(PY) -m pytest -q -m "not slow" $(ARGS)
+
+test-full: $(STAMP) ## all tests
+	$(PY) -m pytest -q $(ARGS)
+
+lint: $(STAMP) proto-check vectors-check ## style, types, layering, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the source as `make lint` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# gRPC's code generator has dependencies of its own, so it lives in an environment of its own. Only messages are
+# generated; the service is written by hand in protocol/rpc, the one place that imports grpc.
+$(PROTOS_STAMP): constraints/protos.txt
+	@test -x $(PROTOS_VENV)/bin/python || $(PYTHON) -m venv $(PROTOS_VENV)
+	$(PROTOS_VENV)/bin/python -m pip --disable-pip-version-check --no-input install -q -r constraints/protos.txt
+	@touch $@
+
+protoc = mkdir -p $(1) && $(PROTOS_VENV)/bin/python -m grpc_tools.protoc -I protos \
+	--python_out=$(1) --pyi_out=$(1) $(wildcard protos/*.proto)
+
+protos: $(PROTOS_STAMP) ## regenerate protocol/_pb from protos/
+	$(call protoc,protocol/_pb)
+
+proto-check: $(PROTOS_STAMP)
+	rm -rf build/_pb && $(call protoc,build/_pb)
+	diff -r -x __init__.py -x __pycache__ build/_pb protocol/_pb
+
+vectors: $(STAMP) ## regenerate tests/vectors/*.json
+	$(PY) tests/vectors/generate.py tests/vectors
+
+vectors-check: $(STAMP)
+	rm -rf build/vectors && mkdir -p build/vectors && $(PY) tests/vectors/generate.py build/vectors
+	@for made in build/vectors/*.json; do diff "$$made" tests/vectors/ || exit 1; done
+	@for kept in tests/vectors/*.json; do test -e "build/vectors/$${kept##*/}" || { \
+	  echo "error: $$kept is not made by tests/vectors/generate.py; do: delete it or generate it" >&2; exit 1; }; done
+
+constraints: $(STAMP) ## write the versions of .venv to constraints/dev.txt
+	@head -n 1 constraints/dev.txt > constraints/dev.new
+	@$(PIP) freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | \
+	  grep -v -i -x -F -f constraints/examples.txt >> constraints/dev.new
+	@mv constraints/dev.new constraints/dev.txt
+
+wheel: $(STAMP) ## build dist/*.whl
+	$(PIP) wheel -q --no-deps -w dist .
+
+clean: ## everything that make has made
+	rm -rf $(VENV) $(PROTOS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+	find $(PACKAGES) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,337 @@
+"""Local DP-SGD around a PEFT adapter: Opacus' per-sample gradients, our sampler, our integer noise.
+
+One step, protocol R1 of design page DP: a Poisson sample by `rng`; per record the gradient of its own loss (Opacus,
+`loss_reduction="sum"`); clip, round toward zero onto the grid, drop rows above the bound; the integer sum; integer
+noise by `rng`, once per logical batch and also where the sample is empty; dequantise; divide by the public
+`expected_batch`; the optimizer, which is post-processing. torch's generator decides nothing.
+
+The guarantee takes the gradient of a record as a function of that record and of the released parameters. Modules
+that couple records are refused. What remains is the last bits of float32: kernels add up in an order that depends on
+the shape of the micro-batch, so that the row of another record can move by single grid steps; with
+`max_physical_batch=1` not even that.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from dp.errors import PrivacyError, UnsupportedMechanismError
+from dp.mechanism import GaussianMechanism
+from dp.sampling import Csprng, poisson_sample
+
+FIELDS: Final = ("input_ids", "attention_mask", "labels")
+OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+MAX_RECORDS: Final = 2**26  # sums of bounded rows stay exact in float64
+_CPU_BLOCK: Final = 2**18  # gradient entries per pass of `bounded_rows`: in cache, three times as fast as all at once
+_GPU_BLOCK: Final = 2**26
+_CLIP_ROOM = 2.0**-19  # relative; more than the float32 error of a norm, so that rows at the clip norm are not dropped
+_COUPLING_TOLERANCE: Final = 1e-3  # of the largest logit; float32 kernels differ by about 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DpSgdPlan:
+    """What a round trains by, all of it public. Raises PrivacyError for values that make no sense."""
+
+    steps: int
+    sampling_numerator: int
+    sampling_denominator: int
+    mechanism: GaussianMechanism | None  # None: protocol "none", the same loop without clip and noise
+    expected_batch: int  # public divisor of the summed gradient, never a count of real records
+    optimizer: str  # a key of OPTIMIZERS; its state lives for one call of `train`
+    learning_rate: float
+    max_physical_batch: int = 128  # records per forward pass: speed and memory only, no part of the result's law
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "expected_batch", "max_physical_batch"):
+            if getattr(self, name) < 1:
+                raise PrivacyError(
+                    f"{name} of the training plan", found=getattr(self, name), expected=">= 1", code="E220"
+                )
+        if not 0 < self.sampling_numerator <= self.sampling_denominator:
+            found = f"{self.sampling_numerator}/{self.sampling_denominator}"
+            raise PrivacyError("sampling probability outside (0, 1]", found=found, expected="0 < p <= 1", code="E220")
+        if self.optimizer not in OPTIMIZERS:
+            expected = " or ".join(OPTIMIZERS)
+            raise PrivacyError("unknown optimizer", found=self.optimizer, expected=expected, code="E220")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise PrivacyError("learning rate", found=self.learning_rate, expected="finite, above 0", code="E220")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What happened. `records_seen` is a count of real records: it stays on the client's own machine."""
+
+    steps: int
+    noise_calls: int
+    records_seen: int
+
+
+def train(
+    model: nn.Module, dataset: Mapping[str, Tensor], plan: DpSgdPlan, rng: Csprng, device: str = "cpu"
+) -> TrainingOutcome:
+    """Train the parameters of `model` that require a gradient, in place, for `plan.steps` steps.
+
+    `dataset`: integer tensors "input_ids" and "attention_mask" (records, tokens) and "labels" (records,). `model` maps
+    input_ids= and attention_mask= to an object with `.logits` (records, classes). Runs in train mode, as Opacus' hooks
+    need it, so a model with dropout is refused; every module's mode is restored, and no hook stays behind.
+
+    Raises PrivacyError for an unusable data set or a gradient that is not finite (protocol "none" only: with DP such a
+    record counts as zero), UnsupportedMechanismError for a model that the proof does not cover; both before anything is
+    drawn from `rng`, but for a trainable parameter that never receives a gradient, which the first batch shows.
+    """
+    model.to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _train_mode(model):
+        _refuse_unsupported(model, parameters)
+        records = _Records(model, dataset, device)
+        optimizer = OPTIMIZERS[plan.optimizer](parameters, lr=plan.learning_rate)
+        seen = noise_calls = 0
+        with _per_sample_gradients(model, parameters, plan.mechanism is not None):
+            for _ in range(plan.steps):
+                sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
+                batches = records.batches(sample, plan.max_physical_batch)
+                if plan.mechanism is None:
+                    gradient = _plain_sum(model, parameters, batches)
+                else:
+                    total = _bounded_sum(model, parameters, batches, plan.mechanism)
+                    # The integers are noised before anything else looks at them.
+                    noised = plan.mechanism.privatize(total, rng)
+                    noise_calls += 1
+                    gradient = torch.from_numpy(noised.astype(np.float64) / plan.mechanism.scale)
+                _assign(parameters, gradient / plan.expected_batch)
+                optimizer.step()
+                seen += sample.size
+        optimizer.zero_grad(set_to_none=True)
+    if noise_calls != (plan.steps if plan.mechanism else 0):
+        raise PrivacyError("noise was not added once per step", found=noise_calls, expected=plan.steps, code="E221")
+    return TrainingOutcome(plan.steps, noise_calls, seen)
+
+
+class _Records:
+    """The checked data set, cut into micro-batches whose padding is trimmed."""
+
+    def __init__(self, model: nn.Module, dataset: Mapping[str, Tensor], device: str) -> None:
+        if sorted(dataset) != sorted(FIELDS):
+            raise PrivacyError("fields of the data set", found=sorted(dataset), expected=sorted(FIELDS), code="E222")
+        self._ids, self._mask, self._labels = (dataset[name] for name in FIELDS)
+        self._device = device
+        # No message names a count or a value of real records: messages travel to the server.
+        shape = tuple(self._ids.shape)
+        if len(shape) != 2 or tuple(self._mask.shape) != shape or tuple(self._labels.shape) != shape[:1]:
+            expected = "input_ids (n, t), attention_mask (n, t), labels (n,)"
+            raise PrivacyError("the tensors of the data set do not fit together", expected=expected, code="E222")
+        if not 0 < shape[0] <= MAX_RECORDS or shape[1] == 0:
+            found = "too many records" if shape[0] > MAX_RECORDS else "nothing"
+            do = "check the site's file of records"
+            raise PrivacyError("size of the data set", found=found, expected="1 to 2^26 records", do=do, code="E223")
+        if any(dataset[name].is_floating_point() for name in FIELDS):
+            raise PrivacyError("type of the data set", found="floats", expected="integer tensors", code="E222")
+        self._check_values(model)
+        # Position of the last token that counts, from 1: columns behind it are padding.
+        columns = torch.arange(1, shape[1] + 1)
+        self._lengths = ((self._mask.cpu() != 0) * columns).amax(dim=1).clamp_min(1)
+
+    def _check_values(self, model: nn.Module) -> None:
+        embeddings = getattr(model, "get_input_embeddings", None)
+        if embeddings is not None:
+            _check_range("token ids", self._ids, int(embeddings().num_embeddings))
+        # One record beside another of the same shape, with and without it: shows the classes, and coupled records.
+        ids, mask = self._ids[:1].to(self._device), self._mask[:1].to(self._device)
+        with torch.no_grad():
+            alone = model(input_ids=ids, attention_mask=mask).logits
+            pair = model(input_ids=torch.cat([ids, ids.flip(1)]), attention_mask=torch.cat([mask, mask])).logits[:1]
+        if alone.ndim != 2:
+            expected = "(records, classes)"
+            raise UnsupportedMechanismError("logits", found=tuple(alone.shape), expected=expected, code="E224")
+        if bool(((alone - pair).abs() > _COUPLING_TOLERANCE * alone.abs().amax().clamp_min(1)).any()):
+            raise UnsupportedMechanismError(
+                "the model's output for one record depends on the other records of the batch",
+                do="use a model without batch statistics or in-batch comparison",
+                code="E225",
+            )
+        _check_range("labels", self._labels, int(alone.shape[1]))
+
+    def __len__(self) -> int:
+        return int(self._ids.shape[0])
+
+    def batches(self, sample: NDArray[np.int64], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(ids, mask, labels) of the sampled records, at most `size` at a time. By length: the sum has no order, and
+        short records are not padded to the longest of the sample."""
+        chosen = torch.from_numpy(sample)
+        chosen = chosen[torch.argsort(self._lengths[chosen], stable=True)]
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            width = int(self._lengths[part].amax())
+            yield (
+                self._ids[part, :width].to(self._device),
+                self._mask[part, :width].to(self._device),
+                self._labels[part].to(self._device, torch.int64),
+            )
+
+
+def _check_range(what: str, values: Tensor, limit: int) -> None:
+    for found, outside in (("a negative one", values < 0), ("a larger one", values >= limit)):
+        if bool(outside.any()):
+            raise PrivacyError(f"{what} out of range", found=found, expected=f"0 to {limit - 1}", code="E226")
+
+
+def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of each record alone: a mean over the batch would couple the records."""
+    ids, mask, labels = batch
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _plain_sum(
+    model: nn.Module, parameters: Sequence[Tensor], batches: Iterator[tuple[Tensor, Tensor, Tensor]]
+) -> Tensor:
+    """Sum of the gradients, float64 (d,): protocol "none". Raises PrivacyError if it is not finite."""
+    for p in parameters:
+        p.grad = None
+    for batch in batches:
+        _losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    total = torch.cat([part.reshape(-1).double() for part in parts])
+    if not bool(torch.isfinite(total).all()):
+        do = "lower the learning rate, or look for broken records"
+        raise PrivacyError("the gradient is not finite", expected="finite numbers", do=do, code="E227")
+    return total
+
+
+def _bounded_sum(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
+    mechanism: GaussianMechanism,
+) -> NDArray[np.int64]:
+    """Integer sum (d,) of the clipped, rounded, bounded rows of all micro-batches; zeros for an empty sample."""
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+    block = max(1, (_CPU_BLOCK if total.device.type == "cpu" else _GPU_BLOCK) // total.numel())
+    for batch in batches:
+        _losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        samples = _collect(parameters, batch[2].shape[0])
+        for start in range(0, batch[2].shape[0], block):
+            rows = torch.cat([sample[start : start + block] for sample in samples], dim=1)
+            total += bounded_rows(rows, mechanism).sum(dim=0)
+    return np.asarray(total.to(torch.int64).cpu().numpy(), dtype=np.int64)
+
+
+def _collect(parameters: Sequence[Tensor], records: int) -> list[Tensor]:
+    """Per-sample gradients (records, size of p) of one backward pass, taken away from the parameters."""
+    samples = []
+    for p in parameters:
+        sample = getattr(p, "grad_sample", None)
+        if not isinstance(sample, Tensor) or sample.shape[0] != records:
+            raise UnsupportedMechanismError(
+                "a trainable parameter has no gradient per record",
+                found=f"parameter of shape {tuple(p.shape)}",
+                do="freeze it, or use a layer that Opacus supports",
+                code="E228",
+            )
+        samples.append(sample.reshape(records, -1))
+        p.grad_sample = None  # type: ignore[attr-defined]
+        p.grad = None  # backward's own sum, un-noised and perhaps NaN: nobody may use it
+    return samples
+
+
+def bounded_rows(gradients: Tensor, mechanism: GaussianMechanism) -> Tensor:
+    """`mechanism.clip` and `mechanism.round_toward_zero_and_bound` on a torch device.
+
+    (n, d) gradients -> (n, d) integer-valued float64, of which sums of up to 2^26 rows are exact. The bound is exact,
+    as there; the clip before it is float32, or float64 for a float64 model. May overwrite `gradients`.
+    """
+    if gradients.dtype in (torch.float16, torch.bfloat16):
+        gradients = gradients.float()  # a clip in half precision would miss the bound for every second row
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    broken = ~torch.isfinite(norms)
+    if bool(broken.any()):
+        gradients[broken] = 0.0  # 0 * NaN would stay NaN
+    factor = (mechanism.clip_steps * (1 - _CLIP_ROOM) / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(
+        mechanism.scale
+    )
+    factor[broken] = 0.0
+    rows = gradients.mul_(factor.unsqueeze(1)).trunc_().double()
+    outside = torch.linalg.vecdot(rows, rows) > float(mechanism.clip_steps**2)
+    if bool(outside.any()):
+        rows[outside] = 0.0
+    return rows
+
+
+def _assign(parameters: Sequence[Tensor], gradient: Tensor) -> None:
+    offset = 0
+    for p in parameters:
+        part = gradient[offset : offset + p.numel()]
+        p.grad = part.reshape(p.shape).to(device=p.device, dtype=p.dtype)
+        offset += p.numel()
+
+
+def _refuse_unsupported(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    if not parameters:
+        raise UnsupportedMechanismError(
+            "the adapter trains nothing: no parameter requires a gradient",
+            do="check the adapter's target modules",
+            code="E229",
+        )
+    for name, module in model.named_modules():
+        # Opacus' validator looks at trainable modules only; a frozen BatchNorm in train mode couples records as well.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UnsupportedMechanismError("BatchNorm couples the records of a batch", found=name, code="E225")
+        rates = [value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)]
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            rates.append(module.p)
+        if any(rate > 0 for rate in rates):
+            do = "load the model with every dropout rate at 0"
+            raise UnsupportedMechanismError("dropout is drawn by torch's generator", found=name, do=do, code="E230")
+    if hasattr(model, "autograd_grad_sample_hooks"):
+        do = "pass the bare model: hooks are set and removed here"
+        raise UnsupportedMechanismError("the model carries Opacus hooks already", do=do, code="E225")
+    errors = ModuleValidator.validate(model, strict=False)
+    if errors:
+        raise UnsupportedMechanismError("Opacus refuses the model", found=str(errors[0])[:200], code="E225")
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _per_sample_gradients(model: nn.Module, parameters: Sequence[Tensor], wanted: bool) -> Iterator[None]:
+    """Opacus' hooks for the length of the block. A second pair of hooks on one model would count everything twice, so
+    nothing of them stays, also after an error."""
+    if not wanted:
+        yield
+        return
+    hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
+    try:
+        with warnings.catch_warnings():
+            # FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, and no reason to warn.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        hooks.cleanup()
+        for module in model.modules():
+            for leftover in ("activations", "max_batch_len"):
+                if leftover in vars(module):
+                    delattr(module, leftover)
+        for p in parameters:
+            p.grad = None

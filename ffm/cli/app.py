@@ -1,0 +1,179 @@
+"""Commands, options and help texts. What a command does is in the module it imports when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffm.cli.errors import reported
+from ffm.cli.output import Format, Output
+
+app = typer.Typer(
+    name="secagg",
+    help="Secure aggregation for federated foundation models: the server only ever sees masked, noised sums.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # rich tracebacks print local variables
+)
+report_app = typer.Typer(help="Accounting reports: check one, from its files alone.", no_args_is_help=True)
+demo_app = typer.Typer(help="Complete federations on this machine.", no_args_is_help=True)
+join_app = typer.Typer(help="Become a member: keys are made at the site and never leave it.", no_args_is_help=True)
+app.add_typer(report_app, name="report")
+app.add_typer(demo_app, name="demo")
+app.add_typer(join_app, name="join")
+
+FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs")]
+SiteArgument = Annotated[Path, typer.Argument(help="the site's folder", metavar="SITE")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from secagg import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Secure aggregation for federated foundation models."""
+
+
+@app.command()
+def init(
+    config: Annotated[Path, typer.Argument(help="consortium.toml", metavar="CONSORTIUM.toml")],
+    out: Annotated[Path, typer.Option("--out", help="new folder: owner/ and sites/")] = Path("consortium"),
+    model: Annotated[str | None, typer.Option("--model", help="section of the task's settings")] = None,
+    owner_only: Annotated[
+        bool, typer.Option("--owner-only", help="make owner/ alone; sites ask to join from their own machines")
+    ] = False,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Make a consortium: owner's key, authority, signed roster and manifest, one folder per site."""
+    with reported(format_):
+        from ffm.cli.membership import make_consortium
+
+        make_consortium(config, out, model, owner_only, Output(format_))
+
+
+@app.command()
+def server(
+    site: SiteArgument,
+    run: Annotated[Path | None, typer.Option("--run", help="run folder; default SITE/runs/<run id>")] = None,
+    phase_seconds: Annotated[float, typer.Option(help="longest time for a phase without training")] = 60.0,
+    training_seconds: Annotated[float, typer.Option(help="longest time for local training and upload")] = 1800.0,
+    grace_seconds: Annotated[float, typer.Option(help="how long a lost client may stay away within a phase")] = 10.0,
+    connect_seconds: Annotated[float, typer.Option(help="how long to wait for all clients before round 1")] = 300.0,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Run the aggregation server of one signed manifest, to the last round."""
+    with reported(format_):
+        from ffm.cli.running import run_server
+
+        run_server(site, run, (phase_seconds, training_seconds, grace_seconds, connect_seconds), Output(format_))
+
+
+@app.command()
+def client(
+    site: SiteArgument,
+    data: Annotated[Path | None, typer.Option("--data", help="CSV with the columns text,label")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads for training", min=1)] = 1,
+    upload_limit: Annotated[int | None, typer.Option(help="bytes per second", min=1)] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Take part with one site's own data, within its own privacy budget."""
+    with reported(format_):
+        from ffm.cli.running import run_client
+
+        run_client(site, (data, device, threads, upload_limit), Output(format_))
+
+
+@report_app.command("verify")
+def report_verify(
+    report: Annotated[Path, typer.Argument(help="report.json", metavar="REPORT")],
+    owner: Annotated[
+        Path | None, typer.Option("--owner", help="the consortium owner's key (owner.pub), from a source you trust")
+    ] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Recompute every figure of a report, and check every signature, from its files alone."""
+    with reported(format_):
+        from ffm.cli.report import verify
+
+        verify(report, owner, Output(format_))
+
+
+@demo_app.command("hospital")
+def demo_hospital(
+    model: Annotated[
+        str, typer.Option("--model", help="bert-tiny, minilm, or a section of the settings")
+    ] = "bert-tiny",
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Five hospitals code diagnoses together; one is killed in the middle of an upload."""
+    with reported(format_):
+        from ffm.cli.demo import hospital
+
+        hospital(model, out, device, settings, Output(format_))
+
+
+@join_app.command("request")
+def join_request(
+    folder: Annotated[Path, typer.Argument(help="new folder for this site's keys")],
+    name: Annotated[str, typer.Argument(help="the site's name, for example hospital-1")],
+    format_: FormatOption = Format.text,
+) -> None:
+    """At the site: make both keys; send request.json and request.json.sig to the owner."""
+    with reported(format_):
+        from ffm.cli.membership import request
+
+        request(folder, name, Output(format_))
+
+
+@join_app.command("approve")
+def join_approve(
+    owner: Annotated[Path, typer.Argument(help="the owner's folder")],
+    request: Annotated[Path, typer.Argument(help="request.json of the site")],
+    format_: FormatOption = Format.text,
+) -> None:
+    """At the owner: issue the certificate and add the site to the members."""
+    with reported(format_):
+        from ffm.cli.membership import approve_request
+
+        approve_request(owner, request, Output(format_))
+
+
+@join_app.command("publish")
+def join_publish(
+    owner: Annotated[Path, typer.Argument(help="the owner's folder")],
+    config: Annotated[Path, typer.Argument(help="consortium.toml")],
+    model: Annotated[str | None, typer.Option("--model", help="section of the task's settings")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """At the owner, when all are approved: sign roster and manifest, write one welcome file per member."""
+    with reported(format_):
+        from ffm.cli.membership import publish_documents
+
+        publish_documents(owner, config, model, Output(format_))
+
+
+@join_app.command("accept")
+def join_accept(
+    folder: Annotated[Path, typer.Argument(help="the site's folder")],
+    welcome: Annotated[Path, typer.Argument(help="the owner's welcome file")],
+    fingerprint: Annotated[str, typer.Option("--owner", help="the owner's fingerprint, as read out by phone")],
+    format_: FormatOption = Format.text,
+) -> None:
+    """At the site: check the owner's answer against the fingerprint and the own keys, and keep it."""
+    with reported(format_):
+        from ffm.cli.membership import accept_welcome
+
+        accept_welcome(folder, welcome, fingerprint, Output(format_))

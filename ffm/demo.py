@@ -1,0 +1,195 @@
+"""A whole federation on this machine: real processes, real TLS, one client killed in the middle of an upload.
+
+The demo only starts, watches and kills processes; everything else is what `secagg server` and `secagg client` do
+between organisations. Events come from their standard output as JSON lines.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
+from ffm.data import write_hospitals
+from ffm.task import TaskSettings, build_manifest
+from protocol.errors import ProtocolError
+from protocol.manifest import Manifest
+from secagg.types import ClientId
+
+HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
+VICTIM = ClientId(3)
+KILL_ROUND = 2
+SLOW_UPLOAD = 12_000  # bytes per second for the victim's first process, so that its upload can be caught half-way
+
+Event = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What was prepared."""
+
+    run: Path
+    consortium: Consortium
+    manifest: Manifest
+    test_file: Path
+    site_files: tuple[Path, ...]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
+    """Partition the data, sign roster and manifest, make all folders. The owner's key stays in consortium/owner."""
+    names = (
+        HOSPITALS
+        if settings.data.sites == len(HOSPITALS)
+        else tuple(f"hospital-{i}" for i in range(1, settings.data.sites + 1))
+    )
+    staging = tuple(run / "data" / f"{name}.csv" for name in names)
+    test_file = run / "data" / "test.csv"
+    labels = write_hospitals(staging, test_file, settings.data.partition())
+    manifest = build_manifest(settings, model, labels)
+    config = ConsortiumConfig(
+        consortium="hospital example",
+        task="settings",
+        server=ServerConfig(host="127.0.0.1", port=free_port()),
+        clients=names,
+    )
+    made = create_consortium(config, run / "consortium", manifest)
+    site_files = []
+    for name, source in zip(names, staging, strict=True):
+        target = made.clients[name] / "records.csv"
+        os.replace(source, target)  # each hospital's records lie in its own folder and nowhere else
+        target.chmod(0o600)
+        site_files.append(target)
+    return Layout(run, made, manifest, test_file, tuple(site_files))
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    process: asyncio.subprocess.Process
+    reader: asyncio.Task[None] = field(repr=False)
+
+
+class Play:
+    """The running processes. `run` returns when the server has finished."""
+
+    def __init__(self, layout: Layout, device: str, on_event: Event) -> None:
+        self._layout = layout
+        self._device = device
+        self._on_event = on_event
+        self._children: dict[str, _Child] = {}
+        self._names = dict(zip(range(1, len(layout.consortium.clients) + 1), layout.consortium.clients, strict=True))
+        self._killed = asyncio.Event()
+        self._round = 0
+        self.killed_at: Mapping[str, Any] | None = None
+
+    async def run(self) -> None:
+        """Start everybody, kill the victim half-way through its upload of round 2, start it again, wait for the end."""
+        try:
+            await self._start(
+                "server",
+                ["server", str(self._layout.consortium.server), "--run", str(self._layout.run), "--grace-seconds", "5"],
+            )
+            for client, name in self._names.items():
+                limit = ["--upload-limit", str(SLOW_UPLOAD)] if client == VICTIM else []
+                await self._start_client(name, limit)
+            revival = asyncio.create_task(self._revive())
+            code = await self._children["server"].process.wait()
+            revival.cancel()
+            if code == 0:  # whoever is not done by now came back too late for the last round
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._all_gone(), 10)
+        finally:
+            await self._stop()
+        if code != 0:
+            raise ProtocolError(
+                "the demo's server failed",
+                found=f"exit status {code}",
+                expected="0",
+                do=f"read {self._layout.run / 'logs'}",
+                code="E450",
+            )
+
+    async def _all_gone(self) -> None:
+        for child in self._children.values():
+            await child.process.wait()
+
+    async def _start_client(self, name: str, extra: list[str]) -> None:
+        folder = self._layout.consortium.clients[name]
+        await self._start(name, ["client", str(folder), "--device", self._device, *extra])
+
+    async def _start(self, name: str, arguments: list[str]) -> None:
+        logs = self._layout.run / "logs"
+        logs.mkdir(exist_ok=True)
+        with open(logs / f"{name}.log", "ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "secagg",
+                *arguments,
+                "--format",
+                "json",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is ours to answer: children are ended in order
+            )
+        self._children[name] = _Child(name, process, asyncio.create_task(self._read(name, process)))
+
+    async def _read(self, name: str, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None  # noqa: S101 - asked for above
+        with open(self._layout.run / "logs" / f"{name}.jsonl", "a") as log:
+            async for line in process.stdout:
+                log.write(line.decode())
+                event = json.loads(line)
+                if name == "server":
+                    self._watch(event)
+                if "event" in event:
+                    self._on_event(name, event)
+
+    def _watch(self, event: Mapping[str, Any]) -> None:
+        """Kill the victim the moment that the server has part of its upload, and only part of it."""
+        self._round = event.get("round", self._round) if event.get("event") == "round" else self._round
+        half_way = event.get("event") == "upload" and event["client"] == VICTIM and 0 < event["chunk"] < event["of"]
+        if half_way and self._round >= KILL_ROUND and not self._killed.is_set():
+            os.killpg(self._children[self._names[VICTIM]].process.pid, signal.SIGKILL)
+            self.killed_at = {"round": self._round, "chunk": event["chunk"], "of": event["of"]}
+            self._killed.set()
+
+    async def _revive(self) -> None:
+        """What a hospital's service manager would do: start the client again, now without the slow line."""
+        await self._killed.wait()
+        name = self._names[VICTIM]
+        await self._children[name].process.wait()
+        self._on_event(name, {"event": "killed", **(self.killed_at or {})})
+        await asyncio.sleep(1.0)
+        await self._start_client(name, [])
+
+    async def _stop(self) -> None:
+        """End what still runs: asked first, killed after five seconds."""
+        running = [child for child in self._children.values() if child.process.returncode is None]
+        for child in running:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.terminate()
+        for child in running:
+            try:
+                await asyncio.wait_for(child.process.wait(), 5)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+                await child.process.wait()
+        await asyncio.gather(*(child.reader for child in self._children.values()), return_exceptions=True)

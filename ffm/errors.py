@@ -1,0 +1,47 @@
+"""The error tree of `ffm`: models, adapters, data and the training process.
+
+| code | meaning |
+|---|---|
+| E501 | the base model is not the one that the manifest pins |
+| E502 | a package, model folder or its files are not installed |
+| E503 | adapter tensors with other names, order or shapes than the manifest's |
+| E504 | NaN or infinite values in an adapter |
+| E505 | an adapter that would train nothing, or nothing in a named module |
+| E506 | a base model that cannot be loaded safely or classified with |
+| E511 | a data file is missing or unreadable |
+| E512 | a data file lacks a column or a cell |
+| E513 | a label that the manifest does not know |
+| E514 | a data file without records |
+| E515 | settings with an unknown, missing or wrong key |
+| E516 | planned steps that do not fit the privacy budget |
+| E521 | the training process ended or cannot be started |
+| E522 | a malformed frame, or a request out of order, on the training process's pipes |
+| E523 | training failed inside the training process (memory, device) |
+| E524 | a device that this machine does not have |
+"""
+
+from secagg.errors import SecAggError
+
+
+class ModelError(SecAggError):
+    """The base model: missing, changed, or not loadable without running foreign code."""
+
+    code = "E506"
+
+
+class AdapterError(SecAggError, ValueError):
+    """An adapter that is not what the manifest says."""
+
+    code = "E503"
+
+
+class DataError(SecAggError, ValueError):
+    """A site's data file, or the example's data package."""
+
+    code = "E511"
+
+
+class TrainingProcessError(SecAggError):
+    """The process that trains for one client failed, ended, or sent what it must not."""
+
+    code = "E521"

@@ -1,0 +1,248 @@
+"""The accounting report on disk: facts of a run gathered, signed, written, and checked again from the files alone.
+
+`dp.report` recomputes every figure; this module adds what only the protocol knows: the owner's signatures under
+roster and manifest, the server's under the report and under each release-ledger head, each client's under its
+statement, and the digests that tie rounds to manifest, roster and model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dp.errors import ReportError
+from dp.report import (
+    Check,
+    MethodResult,
+    ReportFacts,
+    SignedDocument,
+    SignedStatement,
+    build_report,
+    render_html,
+    verify_report,
+)
+from ffm.client_run import STATEMENT_KIND
+from ffm.server_run import RoundFacts, RunState, write_atomic
+from protocol import manifest as manifest_module
+from protocol import roster as roster_module
+from protocol import signed
+from protocol.context import announcement_error, context
+from protocol.errors import ProtocolError
+from protocol.manifest import Manifest
+from protocol.messages import Announcement, LedgerRow, Statement, ledger_genesis
+from protocol.release import follow
+from protocol.roster import Roster, parse_model
+from secagg.errors import SecAggError
+from secagg.signing import SigningKey, VerifyKey
+from secagg.types import ClientId
+
+KIND = "application/vnd.secagg.report.v1+json"
+OWNER_FILE = "owner.pub.hex"
+DISTRIBUTIONS = (
+    "secagg-ffm",
+    "cryptography",
+    "dp-accounting",
+    "grpcio",
+    "numpy",
+    "opacus",
+    "peft",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """The owner's two documents with their signatures, and the owner's key."""
+
+    manifest: Manifest
+    manifest_signature: bytes
+    roster: Roster
+    roster_signature: bytes
+    owner: VerifyKey
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what computed the run; a distribution that is not installed is left out."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def gather(
+    documents: Documents,
+    state: RunState,
+    statements: Mapping[ClientId, Statement],
+    utility: Sequence[MethodResult],
+    evaluation_data: str,
+) -> ReportFacts:
+    """The facts of a run. Statements whose signature or form is wrong are refused.
+
+    Raises:
+        ProtocolError: A statement that its client did not sign, or that speaks of another manifest.
+    """
+    accepted = []
+    for client, statement in sorted(statements.items()):
+        body = signed.verify(STATEMENT_KIND, statement.body, statement.signature, documents.roster.verify_key(client))
+        if body.get("client_id") != client or body.get("manifest_digest") != documents.manifest.digest().hex():
+            raise ProtocolError("a client's statement is about somebody or something else", found=f"client {client}")
+        accepted.append(SignedStatement(body, statement.signature.hex()))
+    ended = max([state.started, *(row.ended for row in state.rounds)])
+    return ReportFacts(
+        run_id=state.run_id,
+        started=state.started,
+        ended=ended,
+        manifest=SignedDocument(
+            documents.manifest.model_dump(mode="json"),
+            documents.manifest.digest().hex(),
+            documents.manifest_signature.hex(),
+        ),
+        roster=SignedDocument(
+            documents.roster.model_dump(mode="json"), documents.roster.root().hex(), documents.roster_signature.hex()
+        ),
+        statements=accepted,
+        rounds=[asdict(row) for row in state.rounds],
+        utility=utility,
+        evaluation_data=evaluation_data,
+        versions=installed_versions(),
+    )
+
+
+def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
+    """Build, verify, sign and write report.json, report.json.sig, report.html and the owner's key; the report.
+
+    Raises:
+        ReportError: The report that was built does not verify: nothing is written.
+    """
+    report = build_report(facts)
+    body = signed.canonical(report)
+    failed = [check for check in verify_report(report) if not check.ok]
+    if failed:
+        raise ReportError(
+            f"the report does not verify: {failed[0].name}", found=failed[0].found, expected=failed[0].expected
+        )
+    write_atomic(folder / "report.json", body)
+    write_atomic(folder / "report.json.sig", signed.sign(KIND, body, server))
+    write_atomic(folder / "report.html", render_html(report).encode())
+    write_atomic(folder / OWNER_FILE, owner.to_bytes().hex().encode() + b"\n")
+    return report
+
+
+def verify_files(path: Path, owner: VerifyKey | None) -> list[Check]:
+    """All checks of a report file, its signatures included.
+
+    Args:
+        path: report.json; its signature is expected beside it as report.json.sig.
+        owner: The consortium owner's key, from a source that the auditor trusts; None takes the one beside the report
+            and says so, because a forger could have replaced it too.
+    """
+    body, signature = _read(path), _read(path.with_name(path.name + ".sig"))
+    report = signed.parse("report", body)
+    checks = verify_report(report)
+    if not isinstance(report, dict) or any(check.name == "shape of the report" for check in checks):
+        return checks
+    pinned = owner is not None
+    if owner is None:
+        owner = VerifyKey(bytes.fromhex(_read(path.with_name(OWNER_FILE)).decode().strip()))
+    checks.append(
+        Check(
+            "owner's key",
+            True,
+            f"{owner.fingerprint()} ({'given by the auditor' if pinned else 'from beside the report: compare it'})",
+            "a key that the auditor trusts",
+        )
+    )
+    try:
+        checks += _signatures(report["facts"], body, signature, owner)
+    except (SecAggError, LookupError, TypeError, ValueError, AttributeError) as error:
+        checks.append(Check("signed documents", False, str(error), "documents that the owner signed"))
+    return checks
+
+
+def _signatures(facts: Mapping[str, Any], body: bytes, signature: bytes, owner: VerifyKey) -> Iterator[Check]:
+    roster = _document(roster_module.KIND, facts["roster"], owner, Roster)
+    manifest = _document(manifest_module.KIND, facts["manifest"], owner, Manifest)
+    yield Check("owner's signature on roster and manifest", True, "good", "good")
+    yield _equal("manifest digest", facts["manifest"]["digest"], manifest.digest().hex())
+    yield _equal("roster root", facts["roster"]["digest"], roster.root().hex())
+    server = VerifyKey(bytes.fromhex(roster.server.identity_key))
+    yield _signed("server's signature on the report", KIND, body, signature, server)
+    for entry in facts["statements"]:
+        client = ClientId(entry["statement"]["client_id"])
+        key = roster.verify_key(client)
+        statement = signed.canonical(entry["statement"])
+        name = f"client {client}: signature on its privacy-ledger statement"
+        yield _signed(name, STATEMENT_KIND, statement, bytes.fromhex(entry["signature"]), key)
+    yield from _release_ledger([RoundFacts(**row) for row in facts["rounds"]], manifest, roster, server)
+
+
+def _release_ledger(
+    rounds: Sequence[RoundFacts], manifest: Manifest, roster: Roster, server: VerifyKey
+) -> Iterator[Check]:
+    """The rows of the report are consecutive, signed by the server, and each belongs to the round it stands in."""
+    params = manifest.secagg_params()
+    model: bytes | None = None
+    position: tuple[int, bytes] | None = None
+    for facts in rounds:
+        announcement = Announcement(
+            facts.round,
+            facts.attempt,
+            manifest.digest(),
+            roster.root(),
+            model or bytes(32),
+            tuple(ClientId(c) for c in facts.cohort),
+        )
+        problem = announcement_error(announcement, roster, manifest)
+        yield Check(f"round {facts.round}: cohort", problem is None, problem or "as signed", "as signed")
+        if model is not None:  # the model before the first round is not in the report
+            yield _equal(f"round {facts.round}: ctx", facts.ctx, context(announcement, params).hex())
+        model = bytes.fromhex(facts.model_digest)
+        if facts.ledger_row is None:
+            continue
+        raw = facts.ledger_row
+        hashes = (bytes.fromhex(raw[name]) for name in ("ctx", "root_u2", "hash_u3", "signature"))
+        row = LedgerRow(raw["seq"], *hashes)
+        yield _equal(f"round {facts.round}: ledger row's ctx", raw["ctx"], facts.ctx)
+        if position is None and row.seq == 1:
+            position = (0, ledger_genesis(manifest.digest()))
+        if position is not None:
+            after = follow(manifest.digest(), *position, (row,), server)
+            good = after is not None and after[1].hex() == raw["head"]
+            yield Check(f"round {facts.round}: signed release-ledger row", good, "chain" if good else "broken", "chain")
+            position = after
+
+
+def _document(kind: str, entry: Mapping[str, Any], owner: VerifyKey, model: type[Any]) -> Any:
+    body = signed.canonical(entry["document"])
+    signed.verify(kind, body, bytes.fromhex(entry["signature"]), owner)
+    return parse_model(model, kind, body)
+
+
+def _signed(name: str, kind: str, body: bytes, signature: bytes, key: VerifyKey) -> Check:
+    try:
+        signed.verify(kind, body, signature, key)
+    except ProtocolError:
+        return Check(name, False, "does not verify", f"good under {key.fingerprint()}")
+    return Check(name, True, f"good under {key.fingerprint()}", "good")
+
+
+def _equal(name: str, found: object, expected: object) -> Check:
+    return Check(name, found == expected, str(found), str(expected))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReportError(
+            "a file of the report cannot be read",
+            found=f"{path}: {type(error).__name__}",
+            expected="report.json, report.json.sig and owner.pub.hex beside each other",
+            do="give the path of report.json in the run's folder, or --owner with the owner's key",
+            code="E602",
+        ) from None

@@ -1,0 +1,255 @@
+"""From a site's folder to a running server or client: every check that needs no server is made before it is dialled.
+
+Order at a client: documents and keys (`load_site`), own certificate, books, base model and records (in the training
+process), the server's certificate; only then is the server dialled.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dp.ledger import PrivacyLedger
+from ffm.client_run import ClientRun
+from ffm.report_files import Documents, gather, write_report
+from ffm.server_run import ServerRun, write_atomic
+from ffm.site import Site
+from ffm.step import Model, model_bytes
+from ffm.training_process import TrainingProcess
+from protocol.client_states import ClientSetup
+from protocol.errors import DocumentError, TransportError
+from protocol.messages import Statement
+from protocol.rpc.client import AggregationClient
+from protocol.rpc.journal import ClientJournal, ServerJournal
+from protocol.rpc.limits import Deadlines
+from protocol.rpc.probe import probe_server
+from protocol.rpc.server import AggregationServer, ServerSetup
+from secagg.types import ClientId
+
+POPULATION = "records"
+"""One privacy ledger per site: renamed or extended data stay in it."""
+
+INITIAL = "initial.f32"
+EVALUATION_NOT_MEASURED = "not measured by the server: it holds no data"
+Event = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What the operator of a server chooses."""
+
+    run_folder: Path | None = None  # None: the one this task was begun in, or a new one
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    wait_connected_s: float = 300.0
+    wait_statements_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What the operator of a client chooses. Nothing here changes what is computed or noised."""
+
+    data: Path | None = None
+    device: str | None = None
+    threads: int = 1
+    upload_limit: int | None = None  # bytes per second
+
+
+def _run_folder(state: Path, site: Site, wanted: Path | None) -> Path:
+    """One run folder per task, remembered: a server that starts again goes on where it stopped.
+
+    Raises:
+        DocumentError: E423, the task was begun in another folder.
+    """
+    note = state / f"run-{site.manifest.digest().hex()[:16]}"
+    known = Path(note.read_text()) if note.exists() else None
+    target = (wanted or known or site.folder / "runs" / new_run_id(datetime.now(UTC))).resolve()
+    if known is not None and target != known:
+        raise DocumentError(
+            "this task was begun in another run folder",
+            found=target,
+            expected=known,
+            do="leave --run away to go on there; a new run needs a new manifest, because rounds are never repeated",
+            code="E423",
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomic(note, str(target).encode())
+    return target
+
+
+def documents_of(site: Site) -> Documents:
+    """The owner's documents as the report carries them."""
+    return Documents(site.manifest, site.manifest_signature, site.roster, site.roster_signature, site.owner)
+
+
+async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
+    """Run every round of the site's manifest and write the run folder; its path.
+
+    Raises:
+        DocumentError, TransportError, ProtocolError, LedgerError, ReportError: As named, each with what to do.
+    """
+    _require_role(site, "server")
+    site.check_certificate(datetime.now(UTC))
+    state = _state_folder(site)
+    run_folder = _run_folder(state, site, options.run_folder)
+    journal = ServerJournal(state / f"journal-{site.manifest.digest().hex()[:16]}.sqlite", site.manifest.digest())
+    rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
+    run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
+    run.deadlines, run.on_event = options.deadlines, on_event
+    try:
+        await rpc.start(*site.address)
+        await rpc.wait_connected(site.roster.ids, options.wait_connected_s)
+        model = await run.run(await asyncio.to_thread(_initial, site))
+        statements = await run.finish(options.wait_statements_s)
+        await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
+        write_statements(run_folder, statements)
+        if site.manifest.privacy.protocol == "R1":
+            facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
+            await asyncio.to_thread(write_report, run_folder, facts, site.identity, site.owner)
+    finally:
+        await rpc.stop()
+        journal.close()
+    return run_folder
+
+
+async def participate(site: Site, options: ClientOptions, on_event: Event) -> int:
+    """Take part in the site's task until the server ends it; the number of rounds that counted our input.
+
+    Raises:
+        DocumentError, TransportError, ProtocolError, PrivacyError, SecAggError: As named, each with what to do.
+    """
+    _require_role(site, "client")
+    site.check_certificate(datetime.now(UTC))
+    state = _state_folder(site)
+    digest = site.manifest.digest()
+    setup = ClientSetup(site.client_id, site.identity, site.roster, site.manifest, site.manifest.secagg_params())
+    with PrivacyLedger.open(
+        state / "ledger" / f"{POPULATION}.sqlite", silo=site.settings.name, population=POPULATION
+    ) as ledger:
+        journal = ClientJournal(state / f"journal-{digest.hex()[:16]}.sqlite", site.client_id, digest)
+        try:
+            async with await TrainingProcess.spawn(options.threads, state / "training.log") as training:
+                loaded = await training.load(
+                    site.manifest.to_bytes(),
+                    await asyncio.to_thread(_base_model, site),
+                    options.data or site.data,
+                    options.device or site.settings.device,
+                )
+                on_event({"event": "loaded", "parameters": loaded.parameters})
+                await _reachable(site)
+                async with AggregationClient(*site.address, site.tls, _waiting(on_event)) as rpc:
+                    run = ClientRun(setup, rpc, training, (journal, ledger), loaded.initial)
+                    run.on_event, run.upload_limit = on_event, options.upload_limit
+                    return await run.run()
+        finally:
+            journal.close()
+
+
+async def _reachable(site: Site, patience_s: float = 60.0) -> None:
+    """One look at the server's certificate before dialling; a server that is not up yet is given a minute."""
+    end = asyncio.get_running_loop().time() + patience_s
+    while True:
+        try:
+            await asyncio.to_thread(probe_server, site.address, site.tls, site.roster)
+            return
+        except TransportError as error:
+            refused = error.code == "E330"
+            if not refused or asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(0.5)
+
+
+def _waiting(on_event: Event) -> Callable[[Any], None]:
+    def report(waiting: Any) -> None:
+        on_event(
+            {
+                "event": "waiting",
+                "round": waiting.round,
+                "phase": waiting.phase.name,
+                "clients": [int(c) for c in waiting.clients],
+            }
+        )
+
+    return report
+
+
+def _require_role(site: Site, role: str) -> None:
+    if site.role != role:
+        raise DocumentError(
+            f"{site.folder} is the folder of a {site.role}",
+            found=f"{site.role}.toml",
+            expected=f"{role}.toml",
+            do=f"secagg {site.role} {site.folder}",
+            code="E354",
+        )
+
+
+def _state_folder(site: Site) -> Path:
+    path = site.folder / "state"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _base_model(site: Site) -> Path:
+    from ffm.models import locate  # transformers is imported late: nothing but this needs it here
+
+    return locate(site.settings.base_model or site.manifest.base_model.name)
+
+
+def _initial(site: Site) -> Model:
+    """The manifest's initial adapter: read from the server's folder if it was computed before."""
+    path = site.folder / INITIAL
+    if path.exists():
+        model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
+        if len(model) == site.manifest.adapter.size:
+            return model
+    from ffm.adapters import build_from_spec, flatten
+    from ffm.models import load_classifier, verify_base_model
+
+    base = _base_model(site)
+    verify_base_model(site.manifest.base_model, base)
+    wrapped = build_from_spec(
+        load_classifier(base, site.manifest.training.labels, site.manifest.adapter.seed), site.manifest.adapter
+    )
+    model = flatten(wrapped, site.manifest.adapter)
+    path.write_bytes(model_bytes(model))
+    return model
+
+
+def _write_adapter(site: Site, model: Model, folder: Path) -> None:
+    from ffm.adapters import build_from_spec, load_flat, save_adapter
+    from ffm.models import load_classifier, verify_base_model
+
+    base = _base_model(site)
+    verify_base_model(site.manifest.base_model, base)
+    wrapped = build_from_spec(
+        load_classifier(base, site.manifest.training.labels, site.manifest.adapter.seed), site.manifest.adapter
+    )
+    load_flat(wrapped, site.manifest.adapter, model)
+    save_adapter(wrapped, folder, site.manifest.base_model.name)
+
+
+def write_statements(run: Path, statements: Mapping[ClientId, Statement]) -> None:
+    """One signed document per client."""
+    folder = run / "statements"
+    folder.mkdir(exist_ok=True)
+    for client, statement in statements.items():
+        write_atomic(folder / f"{client}.json", statement.body)
+        write_atomic(folder / f"{client}.json.sig", statement.signature)
+
+
+def load_statements(run: Path) -> dict[ClientId, Statement]:
+    """What `write_statements` wrote."""
+    return {
+        ClientId(int(path.stem)): Statement(path.read_bytes(), path.with_name(path.name + ".sig").read_bytes())
+        for path in (run / "statements").glob("*.json")
+    }
+
+
+def new_run_id(now: datetime) -> str:
+    """Sortable and unique enough: UTC to the second and four random hex digits."""
+    return f"{now:%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"

@@ -1,0 +1,232 @@
+"""A task's settings (TOML, written by the owner) -> the manifest that the owner signs.
+
+Settings are what a person chooses; the manifest adds what follows from it: the digest of every base model file, names
+and shapes of the trained tensors, and a check that the planned steps fit the ε budget. Unknown keys are errors.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from dp.accountant import epsilon
+from dp.events import SampledGaussian
+from ffm.adapters import AdapterSettings, adapter_spec, build
+from ffm.data import Partition
+from ffm.errors import DataError
+from ffm.models import base_model_spec, load_classifier, locate
+from protocol.manifest import AggregationSpec, DecimalString, Manifest, Name, Positive, PrivacySpec, TrainingSpec
+from protocol.roster import StrictModel
+
+
+class DataSettings(StrictModel):
+    """The example's partition; `dirichlet` is a fraction such as "3/10"."""
+
+    sites: Annotated[int, Field(ge=1, le=256)]
+    dirichlet: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
+    cap_per_class: Positive
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+
+    def partition(self) -> Partition:
+        """The plan that `ffm.data.write_hospitals` takes."""
+        alpha = Fraction(self.dirichlet)
+        return Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_class, self.seed)
+
+
+class ModelSettings(StrictModel):
+    """What depends on the base model: adapter, optimizer, sampling, clip and noise. See the manifest for each field."""
+
+    base_model: Name
+    rank: Positive
+    alpha: Positive
+    target_modules: tuple[Name, ...]
+    max_length: Positive
+    optimizer: Annotated[str, Field(pattern="^(sgd|adam)$")]
+    learning_rate: DecimalString
+    rounds: Positive
+    local_steps: Positive
+    expected_batch: Positive
+    sampling: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}/[1-9][0-9]{0,8}$")]
+    scale: Positive
+    clip_steps: Positive
+    noise_steps: Annotated[int, Field(ge=0, le=2**40)]
+    aggregation_scale: Positive
+    aggregation_bound: Positive
+
+
+class PrivacySettings(StrictModel):
+    """The budget and what it rests on."""
+
+    protocol: Annotated[str, Field(pattern="^(R1|none)$")]
+    epsilon: DecimalString
+    delta: DecimalString
+    max_records: Positive
+    spare_rounds: Annotated[int, Field(ge=0, le=1000)]  # rounds that may be tried again within the budget
+
+
+class AggregationSettings(StrictModel):
+    """Secure aggregation, in the manifest's words."""
+
+    num_clients: Annotated[int, Field(ge=3, le=256)]
+    max_corrupt: Annotated[int, Field(ge=0)]
+    max_dropouts: Annotated[int, Field(ge=0)]
+    min_cohort: Annotated[int, Field(ge=3)]
+    slots_per_word: Annotated[int, Field(ge=2, le=4)]
+    chunk_words: Annotated[int, Field(ge=16, le=65536)]
+
+
+class TaskSettings(StrictModel):
+    """One file of settings, with one or more base models to choose from."""
+
+    task: Name
+    labels: tuple[Name, ...] = ()  # in the classifier's order; empty: those of the ICD-10 example
+    adapter_seed: Annotated[int, Field(ge=0, lt=2**53)]
+    data: DataSettings
+    privacy: PrivacySettings
+    aggregation: AggregationSettings
+    models: Mapping[str, ModelSettings]
+
+    def model(self, name: str) -> ModelSettings:
+        """Settings of one base model; DataError E515 if the file does not have it."""
+        if name not in self.models:
+            raise DataError(
+                f"the settings have no model {name!r}",
+                found=name,
+                expected=" or ".join(self.models),
+                do="choose one of these, or add a section [models.<name>] to the settings",
+                code="E515",
+            )
+        return self.models[name]
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays as tuples: strict validation takes nothing for a tuple that is a list."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def example_settings(name: str) -> Path:
+    """The settings of an example of this repository; DataError E511 where the examples are not installed beside."""
+    path = Path(__file__).parent.parent / "examples" / name / "settings.toml"
+    if not path.exists():
+        raise DataError(
+            f"the example {name!r} is not beside this installation",
+            found=f"no file {path}",
+            expected="a clone of the repository",
+            do="run the demo from a clone, or give --settings",
+        )
+    return path
+
+
+def load_settings(path: Path) -> TaskSettings:
+    """Read a settings file.
+
+    Raises:
+        DataError: E511 missing or no TOML, E515 a key that is unknown, missing or out of range.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise DataError(
+            "the settings file cannot be read",
+            found=f"{path}: {type(error).__name__}",
+            expected="a TOML file",
+            do="give the path of a task's settings, such as examples/hospital/settings.toml",
+        ) from error
+    try:
+        return TaskSettings.model_validate(_tuples(raw))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise DataError(
+            f"{path.name} has an invalid setting",
+            found=".".join(str(part) for part in first["loc"]) + f": {first['msg']}",
+            expected="the keys and ranges of ffm.task.TaskSettings",
+            do="correct the setting; unknown keys are errors too",
+            code="E515",
+        ) from error
+
+
+def check_budget(privacy: PrivacySpec, steps: int) -> None:
+    """Refuse a plan whose `steps` gradient steps would cost more than the budget (DataError E516).
+
+    Training would refuse as well, but only in the round that exceeds it.
+    """
+    if privacy.protocol != "R1":
+        return
+    planned = SampledGaussian(steps, privacy.sampling_probability, privacy.noise_steps, privacy.clip_steps)
+    cost = epsilon([planned], Decimal(privacy.delta), prv=False)
+    if not cost.within(Decimal(privacy.epsilon)):
+        raise DataError(
+            "the planned steps do not fit the privacy budget",
+            found=f"epsilon {cost.epsilon} for {steps} steps",
+            expected=f"at most {privacy.epsilon} at delta {privacy.delta}",
+            do="raise noise_steps (dp.accountant.calibrate finds the smallest), or plan fewer rounds",
+            code="E516",
+        )
+
+
+def build_manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) -> Manifest:
+    """The manifest to sign: pins the base model on this machine and derives the adapter's schema from it.
+
+    Raises:
+        DataError: E515 unknown model, E516 budget too small. ModelError and AdapterError as in `ffm.models`,
+        `ffm.adapters`; pydantic's ValidationError for combinations that the manifest refuses.
+    """
+    chosen = settings.model(model_name)
+    folder = locate(chosen.base_model)
+    adapter = AdapterSettings(chosen.rank, chosen.alpha, chosen.target_modules, settings.adapter_seed)
+    model = build(load_classifier(folder, labels, settings.adapter_seed), adapter)
+    rate = Fraction(chosen.sampling)
+    privacy = PrivacySpec.model_validate(
+        {
+            "protocol": settings.privacy.protocol,
+            "unit": "record",
+            "adjacency": "add-or-remove-one",
+            "records_per_person": 1,
+            "sampling_numerator": rate.numerator,
+            "sampling_denominator": rate.denominator,
+            "scale": chosen.scale,
+            "clip_steps": chosen.clip_steps,
+            "noise_steps": chosen.noise_steps,
+            "epsilon": settings.privacy.epsilon,
+            "delta": settings.privacy.delta,
+            "max_records": settings.privacy.max_records,
+            "people_in_several_silos": "none",
+        }
+    )
+    check_budget(privacy, (chosen.rounds + settings.privacy.spare_rounds) * chosen.local_steps)
+    training = TrainingSpec.model_validate(
+        {
+            "task": "sequence-classification",
+            "labels": tuple(labels),
+            **{key: getattr(chosen, key) for key in _TRAINING_KEYS},
+        }
+    )
+    aggregation = AggregationSpec.model_validate(
+        {
+            "graph": "complete",
+            "assurance": "masking",
+            "cipher": "aes-256-ctr",
+            "scale": chosen.aggregation_scale,
+            "bound": chosen.aggregation_bound,
+            **settings.aggregation.model_dump(),
+        }
+    )
+    return Manifest(
+        version=1,
+        task=settings.task,
+        base_model=base_model_spec(chosen.base_model),
+        adapter=adapter_spec(model, adapter),
+        training=training,
+        privacy=privacy,
+        aggregation=aggregation,
+    )
+
+
+_TRAINING_KEYS = ("max_length", "optimizer", "learning_rate", "rounds", "local_steps", "expected_batch")

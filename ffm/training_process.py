@@ -1,0 +1,178 @@
+"""A client's view of its training process (`ffm.worker`): start it, load, train, close.
+
+The client's event loop keeps answering while the process computes. A request that is cancelled kills the process:
+half an answer in the pipe must never be taken for the next one.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import ffm
+from ffm import frames
+from ffm.errors import TrainingProcessError
+
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loaded training process reports. `records` is a real count: it stays on the client's machine.
+
+    `initial` is the flat vector that the manifest's seed gives, float32, shape (parameters,): round 1 starts there.
+    """
+
+    tensors: int
+    parameters: int
+    records: int
+    initial: npt.NDArray[np.float32] = field(repr=False)
+
+
+class TrainingProcess:
+    """One spawned `python -m ffm.worker`. Use `await TrainingProcess.spawn()`, or as `async with`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, threads: int) -> None:
+        self._process = process
+        self._threads = threads
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def spawn(cls, threads: int = 1, log: Path | None = None) -> "TrainingProcess":
+        """Start the process (about 5 s until torch is loaded; `load` waits for it).
+
+        Args:
+            threads: CPU threads for training.
+            log: File that takes its standard error; without it the client's own standard error.
+        """
+        root = str(Path(ffm.__path__[0]).parent)  # the child finds the packages that this process runs
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        errors = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "ffm.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,  # Ctrl-C at the terminal is the parent's to answer
+            )
+        except OSError as error:
+            raise TrainingProcessError(
+                "the training process cannot be started", found=type(error).__name__, do="check memory and limits"
+            ) from error
+        finally:
+            if errors is not None:
+                os.close(errors)
+        return cls(process, threads)
+
+    @property
+    def pid(self) -> int:
+        """Process id, for the operator's table and for tests."""
+        return self._process.pid
+
+    async def load(self, manifest: bytes, base_model: Path, data: Path, device: str = "cpu") -> Loaded:
+        """Load base model, adapter and records. `manifest`: its exact bytes, already verified against the owner's key.
+
+        Raises:
+            TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
+                data, E503 and E505 adapter, E524 device); E521 if the process ended.
+        """
+        paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
+        header, body = await self._request({"op": "load", **paths}, manifest)
+        initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
+        return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
+
+    async def train(self, round: int, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Local update of one round: trained minus `vector` (float32, flat), same shape.
+
+        Raises:
+            TrainingProcessError: E503 or E504 for a vector that does not fit or is not finite, E522 before `load`,
+                E523 device failure, E521 if the process ended; codes of `dp.errors` as they are.
+        """
+        _, body = await self._request({"op": "train", "round": round}, vector.astype("<f4").tobytes())
+        if len(body) != 4 * vector.size:
+            raise TrainingProcessError(
+                "the training process sent an update of another length",
+                found=len(body),
+                expected=4 * vector.size,
+                code="E522",
+            )
+        return np.frombuffer(body, dtype="<f4").astype(np.float32)
+
+    async def close(self) -> None:
+        """End the process: its input is closed, and it is killed if it has not gone within five seconds."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await self._ended()
+
+    async def __aenter__(self) -> "TrainingProcess":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ended(self) -> int:
+        """Exit status, at the latest after the grace time: then the process is killed."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), _GRACE_S)
+        except TimeoutError:
+            self._kill()
+            return await self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+
+    async def _request(self, header: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        async with self._turn:
+            try:
+                answer, content = await self._exchange(frames.pack(header, body))
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                code = await self._ended()
+                raise TrainingProcessError(
+                    "the training process ended",
+                    found=f"signal {-code}" if code < 0 else f"exit status {code}",
+                    expected="an answer",
+                    do="look at its log; signal 9 is usually a machine without enough memory",
+                ) from error
+            except BaseException:
+                self._kill()  # cancelled or out of step: what is still in the pipe belongs to nobody
+                raise
+        if "error" in answer:
+            failed = answer["error"]
+            raise TrainingProcessError(
+                failed["what"], found=failed["found"], expected=failed["expected"], do=failed["do"], code=failed["code"]
+            )
+        if answer.get("ok") != header["op"]:
+            self._kill()
+            raise TrainingProcessError("an answer to another request", expected=header["op"], code="E522")
+        return answer, content
+
+    async def _exchange(self, frame: bytes) -> tuple[dict[str, Any], bytes]:
+        to, back = self._process.stdin, self._process.stdout
+        if to is None or back is None:
+            raise TrainingProcessError("the training process has no pipes", do="start it with TrainingProcess.spawn")
+        to.write(frame)
+        await to.drain()
+        length = frames.header_length(await back.readexactly(frames.PREFIX))
+        header, size = frames.parse_header(await back.readexactly(length))
+        return header, await back.readexactly(size)

@@ -1,0 +1,222 @@
+"""`python -m ffm.worker`: the process that trains for one client, and the only one that holds its records in memory.
+
+It speaks `ffm.frames` on standard input and output, one request at a time:
+
+    load   header: base_model (folder), data (CSV file), device, threads; body: the manifest's exact bytes, whose
+           signature the parent has checked. Answers tensors, parameters, records (a count that stays on this machine),
+           and as body the initial flat vector.
+    train  header: round; body: the global flat vector, float32 little-endian. Answers the local update, trained minus
+           global, in the same form. Under protocol R1 it is post-processing of noised steps.
+
+A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
+It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its
+standard input ends, also in the middle of training, and ignores SIGINT: the parent decides.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from dp.errors import PrivacyError
+from dp.mechanism import GaussianMechanism
+from dp.sampling import Csprng
+from dp.training import DpSgdPlan, train
+from ffm import frames
+from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
+from ffm.data import read_records, tokenize
+from ffm.errors import TrainingProcessError
+from ffm.models import load_classifier, load_tokenizer, offline, verify_base_model
+from protocol.manifest import Manifest
+from protocol.roster import parse_model
+from secagg.errors import SecAggError
+
+PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
+
+
+def plan_of(manifest: Manifest) -> DpSgdPlan:
+    """The training plan of one round, from the signed manifest alone."""
+    training, privacy = manifest.training, manifest.privacy
+    mechanism = None
+    if privacy.protocol == "R1":
+        mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps)
+    return DpSgdPlan(
+        steps=training.local_steps,
+        sampling_numerator=privacy.sampling_numerator,
+        sampling_denominator=privacy.sampling_denominator,
+        mechanism=mechanism,
+        expected_batch=training.expected_batch,
+        optimizer=training.optimizer,
+        learning_rate=float(training.learning_rate),
+        max_physical_batch=PHYSICAL_BATCH,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """A loaded model and a site's records; `rng` draws everything random of this process and is never seen outside."""
+
+    manifest: Manifest
+    model: PeftModel = field(repr=False)
+    dataset: Mapping[str, torch.Tensor] = field(repr=False)
+    rng: Csprng = field(repr=False)
+    device: str
+
+    @classmethod
+    def load(cls, manifest: Manifest, base_model: Path, data: Path, device: str) -> "LocalTraining":
+        """Check the base model against the manifest, build the adapter, read and tokenise the records."""
+        training = manifest.training
+        _check_device(device)
+        verify_base_model(manifest.base_model, base_model)
+        records = read_records(data, training.labels)
+        base = load_classifier(base_model, training.labels, manifest.adapter.seed)
+        # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
+        model = build_from_spec(base, manifest.adapter).to(torch.device(device))
+        dataset = tokenize(load_tokenizer(base_model), records, training.labels, training.max_length)
+        return cls(manifest, model, dataset, Csprng.from_os(), device)
+
+    def update(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One round: start at `vector`, train by the plan, give trained minus global. Raises on NaN or wrong shapes."""
+        load_flat(self.model, self.manifest.adapter, vector)
+        train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
+        change: np.ndarray[Any, np.dtype[np.float32]] = flatten(self.model, self.manifest.adapter) - vector
+        check_vector(change, self.manifest.adapter)
+        return change
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        cuda = f"cpu, cuda (of which there are {torch.cuda.device_count()})"
+        raise TrainingProcessError(
+            f"no usable device {device!r}",
+            found="torch cannot use it",
+            expected=cuda,
+            do="use --device cpu",
+            code="E524",
+        ) from None
+
+
+def refuse_grpc() -> None:
+    """Raise TrainingProcessError if grpc is loaded in this process."""
+    if any(name == "grpc" or name.startswith("grpc.") for name in sys.modules):
+        raise TrainingProcessError(
+            "grpc is loaded in the training process",
+            expected="no network library here",
+            do="report this bug",
+            code="E523",
+        )
+
+
+class Worker:
+    """Requests in, answers out; at most one `LocalTraining` at a time."""
+
+    def __init__(self) -> None:
+        self._training: LocalTraining | None = None
+
+    def answer(self, header: Mapping[str, Any], body: bytes) -> bytes:
+        """The frame that answers one request."""
+        try:
+            match header.get("op"):
+                case "load":
+                    return self._load(header, body)
+                case "train":
+                    return self._train(body)
+                case _:
+                    raise TrainingProcessError("an unknown request", expected='"load" or "train"', code="E522")
+        except (SecAggError, PrivacyError) as error:
+            return failure(error.code, error.what, error.found, error.expected, error.do)
+        except (RuntimeError, MemoryError) as error:
+            # What a device reports when it is full or lost. The text may quote tensors, so only its kind is passed on.
+            return failure(
+                "E523",
+                "training failed on this device",
+                type(error).__name__,
+                "enough free memory and a working device",
+                "free memory, or use --device cpu",
+            )
+
+    def _load(self, header: Mapping[str, Any], body: bytes) -> bytes:
+        self._training = None
+        wanted = ("base_model", "data", "device")
+        if any(not isinstance(header.get(name), str) for name in wanted) or type(header.get("threads")) is not int:
+            raise TrainingProcessError("an incomplete request", expected=", ".join(wanted), code="E522")
+        torch.set_num_threads(max(1, header["threads"]))
+        manifest = parse_model(Manifest, "manifest", body)
+        loaded = LocalTraining.load(manifest, Path(header["base_model"]), Path(header["data"]), header["device"])
+        refuse_grpc()  # nothing that loading imported may have brought it along
+        self._training = loaded
+        counts = {
+            "tensors": len(manifest.adapter.tensors),
+            "parameters": manifest.adapter.size,
+            "records": len(loaded.dataset["labels"]),
+        }
+        initial = flatten(loaded.model, manifest.adapter)  # what the manifest's seed gives: round 1 must start here
+        return frames.pack({"ok": "load", **counts}, initial.astype("<f4").tobytes())
+
+    def _train(self, body: bytes) -> bytes:
+        if self._training is None:
+            raise TrainingProcessError("train before load", expected="load first", code="E522")
+        vector = np.frombuffer(body[: len(body) // 4 * 4], dtype="<f4").astype(np.float32)
+        if len(body) % 4:
+            vector = vector[:0]  # refused below, with both lengths in the message
+        return frames.pack({"ok": "train"}, self._training.update(vector).astype("<f4").tobytes())
+
+
+def failure(code: str, what: str, found: object, expected: object, do: str | None) -> bytes:
+    """An error as a frame; `found` and `expected` as text, as a person would read them."""
+    error = {
+        "code": code,
+        "what": what,
+        "found": None if found is None else str(found)[:1000],
+        "expected": None if expected is None else str(expected)[:1000],
+        "do": do,
+    }
+    return frames.pack({"error": error})
+
+
+def _listen(stream: BinaryIO, requests: "queue.Queue[tuple[dict[str, Any], bytes]]") -> None:
+    """Read requests until standard input ends, which is also how the death of the parent shows; then end at once,
+    training or not: nobody is left to take an answer."""
+    status = 0
+    try:
+        while (frame := frames.read(stream)) is not None:
+            requests.put(frame)
+    except TrainingProcessError as error:
+        status = 1
+        print(f"error {error.code} {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Standard output belongs to the frames: whatever else prints, in Python or below it, lands on standard error.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = sys.stderr
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    offline()
+    refuse_grpc()
+    requests: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue(maxsize=1)
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
+    worker = Worker()
+    while True:
+        answers.write(worker.answer(*requests.get()))
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
