@@ -13,6 +13,7 @@ STAMP  := $(VENV)/.installed
 PROTOS_VENV  := .venv-protos
 PROTOS_STAMP := $(PROTOS_VENV)/.installed
 PACKAGES := secagg dp protocol ffm
+LOCK := pip compile -q --generate-hashes --no-deps --no-annotate --no-header --universal --python-version 3.11
 
 # No model hub, no telemetry, whatever the caller's environment says.
 export HF_HUB_OFFLINE := 1
@@ -26,20 +27,22 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints wheel clean
+.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## virtual environment, pinned dependencies, example weights and data
 
-$(STAMP): pyproject.toml constraints/dev.txt constraints/examples.txt
+$(STAMP): pyproject.toml constraints/dev.txt constraints/dev.lock constraints/examples.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 or newer expected; do: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
 	  echo "error: no virtual environment could be made; do: install the venv module (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
-	$(PIP) install -q -c constraints/dev.txt -e '.[ffm,dev]'
-	$(PIP) install -q --no-deps -r constraints/examples.txt
+	$(PIP) install -q --require-hashes --no-deps -r constraints/dev.lock
+	$(PIP) install -q -c constraints/dev.txt "$$(grep '^torch==' constraints/dev.txt)"
+	$(PIP) install -q --require-hashes --no-deps -r constraints/examples.lock
+	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for the larger one
@@ -93,10 +96,17 @@ constraints: $(STAMP) ## write the versions of .venv to constraints/dev.txt
 	  grep -v -i -x -F -f constraints/examples.txt >> constraints/dev.new
 	@mv constraints/dev.new constraints/dev.txt
 
+# torch is left out: its build differs by machine.
+lock: ## write constraints/*.lock, with hashes, from the lists beside them
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q 'uv>=0.8'; }
+	grep -v '^torch==' constraints/dev.txt > .venv-lock/dev.txt
+	cd .venv-lock && bin/uv $(LOCK) dev.txt -o ../constraints/dev.lock
+	cd .venv-lock && bin/uv $(LOCK) ../constraints/examples.txt -o ../constraints/examples.lock
+
 wheel: $(STAMP) ## build dist/*.whl
 	$(PIP) wheel -q --no-deps -w dist .
 
 clean: ## everything that make has made
-	rm -rf $(VENV) $(PROTOS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(PROTOS_VENV) .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache
 	find $(PACKAGES) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

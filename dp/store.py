@@ -9,6 +9,7 @@ receipts). The order of the pragmas matters: `synchronous=EXTRA` first, `locking
 WAL before synchronous loses acknowledged commits on power loss.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,10 +39,6 @@ _SCHEMA = (
     "CREATE TRIGGER no_update BEFORE UPDATE ON chain BEGIN SELECT RAISE(ABORT, 'append-only'); END",
     "CREATE TRIGGER no_delete BEFORE DELETE ON chain BEGIN SELECT RAISE(ABORT, 'append-only'); END",
 )
-
-# POSIX locks belong to the process: a second connection of the same process would not be kept out by SQLite.
-_open_files: set[tuple[int, int]] = set()
-_open_files_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +123,9 @@ class ChainedStore:
         _private_directory(path.parent)
         if not os.path.lexists(path):
             _create(path, first)
-        identity = _private_file(path)
-        with _open_files_lock:
-            if identity in _open_files:
-                raise _in_use(path)
-            _open_files.add(identity)
-        try:
-            connection, rows = _load(path, first)
-        except BaseException:
-            with _open_files_lock:
-                _open_files.discard(identity)
-            raise
-        store = cls(connection, path, rows)
-        store._identity = identity
-        return store
-
-    _identity: tuple[int, int] | None = None
+        _private_file(path)
+        connection, rows = _load(path, first)
+        return cls(connection, path, rows)
 
     def __repr__(self) -> str:
         return f"ChainedStore({str(self._path)!r}, rows={len(self._rows)})"
@@ -196,14 +180,9 @@ class ChainedStore:
     def _shut(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            # What was acknowledged is on disk already: a failing close has nothing left to lose.
+            with contextlib.suppress(sqlite3.Error):
                 connection.close()
-            except sqlite3.Error:
-                # What was acknowledged is on disk already, and a failing close has nothing left to lose.
-                connection = None
-            finally:
-                with _open_files_lock:
-                    _open_files.discard(self._identity or (0, 0))
 
 
 def _load(path: Path, first: Row) -> tuple[sqlite3.Connection, list[Row]]:
@@ -348,7 +327,7 @@ def _private_directory(directory: Path) -> None:
     _refuse_looser(directory, mode, "0700")
 
 
-def _private_file(path: Path) -> tuple[int, int]:
+def _private_file(path: Path) -> None:
     # lstat, never open: closing a second descriptor would drop the POSIX locks of a connection in this process.
     try:
         mode = os.lstat(path)
@@ -357,7 +336,6 @@ def _private_file(path: Path) -> tuple[int, int]:
     if not stat.S_ISREG(mode.st_mode):
         raise LedgerError(f"{path.name} is not a plain file", expected="a file, no link", code=TOO_OPEN)
     _refuse_looser(path, mode, "0600")
-    return mode.st_dev, mode.st_ino
 
 
 def _refuse_looser(path: Path, mode: os.stat_result, expected: str) -> None:

@@ -58,7 +58,6 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_CONFIG_FILES = ("adapter_config.json", "config.json")
 _DROPOUTS = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
 
 
@@ -139,7 +138,15 @@ def loaded_files(folder: Path) -> tuple[str, ...]:
             do="point to the folder that holds both files",
             code="E502",
         )
-    small = [name for name in (*_CONFIG_FILES, *_TOKENIZER_FILES) if (folder / name).is_file()]
+    if (folder / "adapter_config.json").exists():
+        # transformers would load that adapter into the base model without a word, from files that nobody pinned.
+        raise ModelError(
+            "the base model's folder holds an adapter as well",
+            found="adapter_config.json",
+            expected="a base model alone",
+            do="merge the adapter into the weights, or move it to a folder of its own",
+        )
+    small = [name for name in ("config.json", *_TOKENIZER_FILES) if (folder / name).is_file()]
     return tuple(sorted(weights + small))
 
 

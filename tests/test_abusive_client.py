@@ -260,6 +260,13 @@ def test_garbage_for_more_than_c_holders_convicts_the_dealer(what: str) -> None:
     assert simulation.outcome.reason == "client 2 dealt shares that do not open"
 
 
+def test_garbage_for_one_and_then_silence_aborts_and_is_not_a_wrong_sum() -> None:
+    """The dealer's key would need the one holder that has no share of it: liveness is lost, nothing else."""
+    simulation = abuse(garbage_for((4,), "key_hash"), lost={BAD: Phase.MASKED_INPUT})
+    assert isinstance(simulation.outcome, Abort)
+    assert simulation.outcome.reason == "shares of client 2: too few shares"
+
+
 def complaint(named: tuple[int, ...], liars: tuple[int, ...] = (BAD,)) -> Simulation:
     federation = Federation.create(make_manifest())
     simulation = Simulation(federation, random_values(federation.manifest, range(1, 6)))

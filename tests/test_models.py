@@ -115,6 +115,15 @@ def test_other_weight_formats_are_refused(copied: Path) -> None:
         models.load_classifier(copied, LABELS, 1)
 
 
+def test_an_adapter_inside_the_base_folder_is_refused(copied: Path) -> None:
+    """transformers loads it silently: the model would not be the one whose files were pinned."""
+    spec = models.base_model_spec(str(copied))
+    (copied / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="adapter") as caught:
+        models.verify_base_model(spec, copied)
+    assert caught.value.code == "E506"
+
+
 def test_config_with_foreign_code_is_refused(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["model_type"] = "foreign"
