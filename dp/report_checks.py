@@ -12,7 +12,7 @@ from typing import Any
 from dp import report_facts as shape
 from dp.ledger import CHARGE, Charge, genesis
 from dp.report_facts import SETS, exact_keys
-from dp.report_groups import planned_event
+from dp.report_figures import planned_event
 from dp.store import GENESIS, Row, broken_link, canonical
 
 MAX_YEAR_9999 = 253402300799

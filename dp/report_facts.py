@@ -1,8 +1,8 @@
 """What the accounting report is built from: facts that somebody states and signs, and nothing derived.
 
-Everything in the report that is not a fact is recomputed from the facts by `dp.report_groups`. A fact is bound by
-what others signed (manifest, roster, privacy-ledger statements, release-ledger rows) or is the server's own word
-(times, drop reasons, confusion matrices, versions); the report says which is which in group 15.
+Everything in the report that is not a fact is recomputed from the facts by `dp.report_claims` and `dp.report_groups`.
+A fact is bound by what others signed (manifest, roster, privacy-ledger statements, release-ledger rows) or is the
+server's own word (times, drop reasons, confusion matrices, versions); the report says which is which in group 15.
 """
 
 import hashlib

@@ -29,6 +29,10 @@ from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng, poisson_sample
 
+# FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, and no reason to warn. For the process, once:
+# `warnings.catch_warnings` around the training would not be safe in threads.
+warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+
 FIELDS: Final = ("input_ids", "attention_mask", "labels")
 OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] = {
     "sgd": torch.optim.SGD,
@@ -323,10 +327,7 @@ def _per_sample_gradients(model: nn.Module, parameters: Sequence[Tensor], wanted
         return
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        with warnings.catch_warnings():
-            # FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, and no reason to warn.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield
+        yield
     finally:
         hooks.cleanup()
         for module in model.modules():

@@ -28,7 +28,8 @@ from dp.report import (
     render_html,
     verify_report,
 )
-from dp.report_groups import macro_f1, planned_event
+from dp.report_figures import planned_event
+from dp.report_groups import macro_f1
 from dp.store import GENESIS, broken_link, canonical, next_row
 
 DIGEST, ROOT = "4f" * 32, "9b" * 32

@@ -114,7 +114,7 @@ def test_forked_child_is_refused() -> None:
         try:
             generator.take(1)
         except PrivacyError as error:
-            os._exit(7 if error.code == "E211" else 1)
+            os._exit(7 if error.code == "E232" else 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert len(generator.take(1)) == 1  # the parent goes on

@@ -224,7 +224,7 @@ def test_rows_at_the_clip_norm_are_not_dropped(clip_steps: int, dtype: torch.dty
     mechanism = GaussianMechanism(scale=clip_steps, clip_steps=clip_steps, noise_steps=clip_steps)
     stream = discrete_gaussian(rng(9), 1000, 400 * 300).reshape(400, 300)
     for columns in (1, 2, 3, 300):
-        rows = bounded_rows(torch.from_numpy(stream[:, :columns] + 0.5).to(dtype), mechanism)
+        rows = bounded_rows(torch.from_numpy(stream[:, :columns] * 100 + 50).to(dtype), mechanism)
         norms = torch.linalg.vector_norm(rows, dim=1)
         assert (norms > 0.98 * clip_steps).all()
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ EVALUATION = (
 
 def hospital(model: str, folder: Path, device: str, settings_path: Path | None, out: Output) -> None:
     """Run the whole example and print its table."""
+    # Two true remarks of torch and transformers about what is intended here; `warnings` is not safe in threads.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     began = time.monotonic()
     settings = load_settings(settings_path or example_settings("hospital"))
     run = folder / new_run_id(datetime.now(UTC))

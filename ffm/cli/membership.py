@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ffm.cli.output import Output
 from ffm.consortium import (
@@ -16,9 +17,9 @@ from ffm.consortium import (
     welcome,
 )
 from ffm.joining import accept, create_site, verify_request
+from ffm.site import load_site
 from protocol.manifest import Manifest
 from protocol.rpc.keyfiles import read_public, replace_public
-from secagg.signing import VerifyKey
 
 
 def manifest_for(config: ConsortiumConfig, beside: Path, model: str | None) -> Manifest:
@@ -37,12 +38,13 @@ def make_consortium(config_path: Path, folder: Path, model: str | None, owner_on
     if owner_only:
         file = ConsortiumFile(consortium=config.consortium, server=config.server)
         owner = create_owner(folder / "owner", file, datetime.now(UTC))
-        value = {"owner": str(owner.folder), "fingerprint": owner.fingerprint}
-        out.result(value, f"owner's folder {owner.folder}\nread this fingerprint out by phone: {owner.fingerprint}")
+        made_owner = {"owner": str(owner.folder), "fingerprint": owner.fingerprint}
+        text = f"owner's folder {owner.folder}\nread this fingerprint out by phone: {owner.fingerprint}"
+        out.result(made_owner, text)
         return
     out.say("pinning the base model and deriving the adapter's schema")
     made = create_consortium(config, folder, manifest_for(config, config_path.parent, model))
-    value = {
+    value: dict[str, Any] = {
         "owner": str(made.owner),
         "server": str(made.server),
         "clients": {name: str(path) for name, path in made.clients.items()},
@@ -88,10 +90,6 @@ def publish_documents(owner_folder: Path, config_path: Path, model: str | None, 
 def accept_welcome(folder: Path, welcome_path: Path, fingerprint: str, out: Output) -> None:
     """Check and keep the owner's answer."""
     accept(folder, read_public(welcome_path), fingerprint)
-    key = VerifyKey.fingerprint  # the pinned key is shown as people compare it
-    from ffm.site import load_site
-
     site = load_site(folder)
-    out.result(
-        {"site": str(folder), "role": site.role}, f"ready: secagg {site.role} {folder} (owner {key(site.owner)})"
-    )
+    text = f"ready: secagg {site.role} {folder} (owner {site.owner.fingerprint()})"
+    out.result({"site": str(folder), "role": site.role}, text)

@@ -141,12 +141,20 @@ def test_two_lost_clients_are_one_too_many(tmp_path: Path) -> None:
 
 def test_a_client_killed_in_the_middle_of_its_upload(tmp_path: Path) -> None:
     async def scenario(hub: Hub) -> None:
-        slow = Site(hub, ClientId(2), VALUES[ClientId(2)], rate_limit=200)
+        slow = Site(hub, ClientId(2), VALUES[ClientId(2)], rate_limit=100)
         async with running(*sites(hub, c2=slow)) as tasks:
             attempt = asyncio.create_task(hub.run(PATIENT))
             event = await hub.until("upload", client=2)
             assert 1 <= event["chunk"] < event["of"]
+            for other in (1, 3, 4):
+                await hub.until("upload", client=other, chunk=event["of"])
+            whole = 8 * hub.federation.manifest.secagg_params().total_words
+            half = [spool for spool in (tmp_path / "spool").iterdir() if spool.stat().st_size < whole]
+            assert len(half) == 1
             tasks[1].cancel()
+            while any(spool.exists() for spool in half):  # given up at once, not when the phase ends
+                assert hub.server.waiting().phase is Phase.MASKED_INPUT
+                await asyncio.sleep(0.02)
             outcome = await attempt
             assert isinstance(outcome, Released) and outcome.masked == (1, 3, 4)
             assert (outcome.total == expected(outcome.masked)).all()
@@ -605,20 +613,19 @@ def test_a_failure_of_our_own_ends_the_attempt_and_shows_nothing(tmp_path: Path)
 
 
 def test_a_busy_port_is_one_clear_error(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    async def scenario(hub: Hub) -> None:
+        journal = ServerJournal(tmp_path / "second" / "journal", FEDERATION.manifest.digest())
+        setup = ServerSetup(FEDERATION.roster, certificates(N)[0], journal, tmp_path / "second" / "spool")
+        with socket.socket() as taken:
+            taken.bind((HOST, 0))
+            taken.listen()
+            for port in (taken.getsockname()[1], hub.port):  # another program's, and that of a server of ours
+                with pytest.raises(TransportError, match="cannot listen") as caught:
+                    await AggregationServer(setup).start(HOST, port)
+                assert caught.value.code == "E340" and str(port) in (caught.value.do or "")
+        journal.close()
 
-        async def main() -> None:
-            journal = ServerJournal(tmp_path / "server" / "journal", FEDERATION.manifest.digest())
-            server = AggregationServer(ServerSetup(FEDERATION.roster, certificates(N)[0], journal, tmp_path / "spool"))
-            with pytest.raises(TransportError, match="cannot listen") as caught:
-                await server.start(HOST, port)
-            assert caught.value.code == "E340" and str(port) in (caught.value.do or "")
-            journal.close()
-
-        asyncio.run(main())
+    play(tmp_path, scenario)
 
 
 def test_a_dead_server_is_one_clear_error_in_bounded_time() -> None:

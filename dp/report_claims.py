@@ -1,0 +1,240 @@
+"""Groups 1 to 6 of the accounting report: who, what, for whom, the guarantee, the mechanism, the accounting.
+
+Each is a pure function of the facts. Texts carry no figure that is not derived here.
+"""
+
+from dataclasses import asdict
+from decimal import Decimal
+from fractions import Fraction
+
+from dp import accountant
+from dp.accountant import ABOVE_CEILING
+from dp.events import SampledGaussian
+from dp.report_figures import Derived, Group, decimal, iso, plain, planned_event, vector_length
+
+CURVE_POINTS = tuple(Decimal(k) / 2 for k in range(0, 21))
+
+
+def identity(d: Derived) -> Group:
+    """Group 1: identity, hashes, signatures."""
+    run, manifest, roster = d.facts["run"], d.facts["manifest"], d.facts["roster"]
+    return {
+        "run_id": run["id"],
+        "consortium": d.roster["consortium"],
+        "roster_version": d.roster["version"],
+        "task": d.manifest["task"],
+        "base_model": d.manifest["base_model"]["name"],
+        "started": iso(run["started"]),
+        "ended": iso(run["ended"]),
+        "duration_seconds": run["ended"] - run["started"],
+        "manifest_digest": manifest["digest"],
+        "manifest_sha256": manifest["sha256"],
+        "roster_root": roster["digest"],
+        "roster_sha256": roster["sha256"],
+        "signed_by_owner": ["manifest", "roster"],
+        "signed_by_clients": sorted(d.statements),
+        "signed_by_server": ["this report", "every row of the release ledger"],
+    }
+
+
+def release(d: Derived) -> Group:
+    """Group 2: what is released, to whom."""
+    released = [r for r in d.facts["rounds"] if r["status"] == "released"]
+    return {
+        "per_round": "the sum of the noised adapter updates over one agreed set of clients, and nothing else numeric",
+        "recipients": ["the server", "every client of the roster", "whoever is given the final adapter"],
+        "final": "the adapter after the last released round",
+        "final_model_digest": released[-1]["model_digest"] if released else "",
+        "attempts": len(d.facts["rounds"]),
+        "released_rounds": len(released),
+        "vector_length": vector_length(d.manifest),
+        "adapter_method": d.manifest["adapter"]["method"],
+        "adapter_rank": d.manifest["adapter"]["rank"],
+        "not_released": "single updates, losses, sample counts and metrics of a client",
+    }
+
+
+def unit(d: Derived) -> Group:
+    """Group 3: unit, adjacency, overlap."""
+    return {
+        "unit": d.privacy["unit"],
+        "adjacency": d.privacy["adjacency"],
+        "records_per_person": d.privacy["records_per_person"],
+        "people_in_several_silos": d.privacy["people_in_several_silos"],
+        "max_records": d.privacy["max_records"],
+        "populations": [
+            {
+                "client_id": k,
+                "name": d.names[k],
+                "silo": d.statements[k]["silo"] if k in d.statements else "not stated",
+                "population": d.statements[k]["population"] if k in d.statements else "not stated",
+            }
+            for k in sorted(d.names)
+        ],
+        "meaning": "one record more or less in one silo; replacing a record costs more and is not what is stated",
+        "if_wrong": "a person with records in several silos, or with several records, has the sum of what they spend",
+    }
+
+
+def guarantee(d: Derived) -> Group:
+    """Group 4: the guarantee per adversary; the headline is the worst silo."""
+    corrupt = d.aggregation["max_corrupt"]
+    every, others = "the records of every silo", "the records of every silo but its own"
+    outside = (
+        ("recipient of the final adapter", every),
+        ("honest-but-curious server", every),
+        (f"malicious server; clients that collude with it: up to {corrupt}", f"{every} that does not collude"),
+        ("one other client", others),
+        ("any of these if secure aggregation fails, every upload seen", others),
+    )
+    per_client = [
+        {
+            "client_id": k,
+            "name": d.names[k],
+            "epsilon": d.accounting[k].epsilon,
+            "delta": d.accounting[k].delta,
+            "basis": "every row of the client's signed privacy ledger"
+            if k in d.statements
+            else "no statement received: attempts of this run that the server saw; what else was spent is unknown",
+            "steps": d.accounting[k].releases,
+        }
+        for k in sorted(d.names)
+    ]
+    epsilons = {str(k): d.accounting[k].epsilon for k in sorted(d.names)}
+    return {
+        "headline": _headline(d),
+        "per_client": per_client,
+        "per_adversary": [
+            *({"adversary": a, "against": against, "epsilon": epsilons} for a, against in outside),
+            {
+                "adversary": "the silo's own operator",
+                "against": "the records of its own silo",
+                "epsilon": "none: the operator holds the data",
+            },
+        ],
+        "why_equal": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
+    }
+
+
+def _headline(d: Derived) -> Group:
+    figure = d.accounting[d.worst]
+    rounds = len({(c.manifest_digest, c.round) for c in d.own_charges(d.worst)})
+    if d.worst not in d.statements:
+        rounds = sum(d.worst in r["shared"] for r in d.facts["rounds"])
+    sign = "" if figure.epsilon == ABOVE_CEILING else "= "
+    whole = "" if d.complete else "; not every client has stated its ledger"
+    return {
+        "client_id": d.worst,
+        "name": d.names[d.worst],
+        "epsilon": figure.epsilon,
+        "delta": figure.delta,
+        "unit": d.privacy["unit"],
+        "adjacency": d.privacy["adjacency"],
+        "rounds": rounds,
+        "steps": figure.releases,
+        "complete": d.complete,
+        "sentence": (
+            f"ε {sign}{figure.epsilon} at δ = {figure.delta}, {d.privacy['unit']}, add/remove, "
+            f"{rounds} rounds of this task and {figure.releases} noised steps in all, "
+            f"worst silo ({d.names[d.worst]}){whole}"
+        ),
+    }
+
+
+def mechanism(d: Derived) -> Group:
+    """Group 5: the mechanism in real and integer units."""
+    p, scale = d.privacy, d.privacy["scale"]
+    return {
+        "protocol": p["protocol"],
+        "name": "local DP-SGD: Poisson sample, clip each record, sum on an integer grid, discrete Gaussian noise",
+        "real_units": {
+            "clip_norm": decimal(Fraction(p["clip_steps"], scale)),
+            "noise_standard_deviation": decimal(Fraction(p["noise_steps"], scale)),
+            "noise_multiplier": decimal(Fraction(p["noise_steps"], p["clip_steps"])),
+            "sampling_probability": decimal(Fraction(p["sampling_numerator"], p["sampling_denominator"])),
+            "grid_step": decimal(Fraction(1, scale)),
+            "learning_rate": d.training["learning_rate"],
+        },
+        "integer_units": {
+            "scale": scale,
+            "clip_steps": p["clip_steps"],
+            "sensitivity_steps": p["clip_steps"],
+            "noise_steps": p["noise_steps"],
+            "sampling_numerator": p["sampling_numerator"],
+            "sampling_denominator": p["sampling_denominator"],
+        },
+        "local_steps_per_round": d.training["local_steps"],
+        "rounds_planned": d.training["rounds"],
+        "public_divisor": d.training["expected_batch"],
+        "after_the_noise": "optimiser, difference to the global adapter, encoding and masking: post-processing only",
+        "event_per_attempt": planned_event(d.manifest),
+    }
+
+
+def accounting(d: Derived) -> Group:
+    """Group 6: event trees, cross-checks, curves, δ."""
+    capped = min(Decimal("0.00001"), Decimal(1) / (100 * d.privacy["max_records"]))
+    return {
+        "accountant": "privacy-loss distribution, pessimistic, add and remove; certificate derived for this project",
+        "rounding": "ε up to four decimal places",
+        "delta": {
+            "delta": d.privacy["delta"],
+            "max_records": d.privacy["max_records"],
+            "delta_times_max_records": plain(d.delta * d.privacy["max_records"]),
+            "default_upper_bound": decimal(Fraction(capped)),
+            "within_default": d.delta <= capped,
+            "justification": "within the default min(1e-5, 1/(100·N))"
+            if d.delta <= capped
+            else "the owner signed a larger δ than the default min(1e-5, 1/(100·N)); at most 1/(10·N)",
+        },
+        "budget": {"epsilon": d.privacy["epsilon"], "delta": d.privacy["delta"], "per": "silo and population"},
+        "per_client": [
+            {
+                "client_id": k,
+                "figures": asdict(d.accounting[k]),
+                "composed": [_mechanism_json(m) for m in d.mechanisms[k]],
+                "charges": len(d.charges.get(k, ())),
+            }
+            for k in sorted(d.names)
+        ],
+        "budget_curve": [
+            {
+                "client_id": k,
+                "points": [
+                    {"seq": seq, "task": c.task, "round": c.round, "attempt": c.attempt, "epsilon": e}
+                    for (seq, c), e in zip(d.rows[k], accountant.curve(d.charges[k], d.delta), strict=True)
+                ],
+            }
+            for k in sorted(d.statements)
+        ],
+        "delta_curve": {
+            "client_id": d.worst,
+            "points": []
+            if d.accounting[d.worst].epsilon == ABOVE_CEILING
+            else [
+                {"epsilon": str(e), "delta": v}
+                for e, v in zip(CURVE_POINTS, accountant.delta_at(d.mechanisms[d.worst], CURVE_POINTS), strict=True)
+            ],
+        },
+        "enforced": [
+            "every attempt charged durably before its masked upload; never refunded",
+            "the round that would exceed the budget refused before it starts",
+            "charges of all runs and manifests over the same population composed",
+        ],
+        "tested": ["sampler, clipping and noise on the integer grid", "accountant against published reference points"],
+        "assumed": [
+            "each person has at most the stated number of records, in one silo",
+            "the client's machine and its random generator are honest",
+        ],
+    }
+
+
+def _mechanism_json(m: SampledGaussian) -> Group:
+    q = m.sampling_probability
+    return {
+        "steps": m.count,
+        "sampling_numerator": q.numerator,
+        "sampling_denominator": q.denominator,
+        "noise_steps": m.noise_steps,
+        "clip_steps": m.clip_steps,
+    }

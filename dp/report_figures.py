@@ -1,0 +1,107 @@
+"""The facts of a report, parsed once, with the figures that several groups need; and how figures are written."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+from dp import accountant
+from dp.accountant import ABOVE_CEILING, Accounting
+from dp.events import SampledGaussian, step_event
+from dp.ledger import CHARGE, Charge
+
+Facts = Mapping[str, Any]
+Group = dict[str, Any]
+
+NOT_MEASURED = "not measured in this version"
+_FOUR = Decimal("0.0001")
+
+
+class Derived:
+    """Facts parsed once, and the figures that several groups need."""
+
+    def __init__(self, facts: Facts, prv: bool = True) -> None:
+        self.facts = facts
+        self.manifest: Mapping[str, Any] = facts["manifest"]["document"]
+        self.roster: Mapping[str, Any] = facts["roster"]["document"]
+        self.privacy: Mapping[str, Any] = self.manifest["privacy"]
+        self.training: Mapping[str, Any] = self.manifest["training"]
+        self.aggregation: Mapping[str, Any] = self.manifest["aggregation"]
+        self.delta = Decimal(self.privacy["delta"])
+        self.names: dict[int, str] = {m["client_id"]: m["name"] for m in self.roster["clients"]}
+        self.statements: dict[int, Mapping[str, Any]] = {
+            s["statement"]["client_id"]: s["statement"] for s in facts["statements"]
+        }
+        self.rows: dict[int, tuple[tuple[int, Charge], ...]] = {
+            k: tuple((r["seq"], Charge.from_json(r["body"])) for r in s["rows"] if r["kind"] == CHARGE)
+            for k, s in self.statements.items()
+        }
+        self.charges = {k: tuple(charge for _, charge in rows) for k, rows in self.rows.items()}
+        self.mechanisms = {k: self._mechanisms(k) for k in self.names}
+        self.accounting: dict[int, Accounting] = {
+            k: accountant.epsilon(m, self.delta, prv=prv) for k, m in self.mechanisms.items()
+        }
+        self.worst = max(self.names, key=lambda k: (_order(self.accounting[k].epsilon), -k))
+
+    def _mechanisms(self, client: int) -> tuple[SampledGaussian, ...]:
+        if client in self.charges:
+            return accountant.mechanisms(self.charges[client])
+        event = planned_event(self.manifest)
+        attempts = sum(client in r["shared"] for r in self.facts["rounds"])
+        charge = Charge(self.manifest["task"], self.facts["manifest"]["digest"], 0, 0, event)
+        return accountant.mechanisms([charge.mechanism] * attempts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every client of the roster stated its ledger."""
+        return set(self.names) <= set(self.statements)
+
+    def own_charges(self, client: int) -> tuple[Charge, ...]:
+        """A client's charges under this manifest."""
+        digest = self.facts["manifest"]["digest"]
+        return tuple(c for c in self.charges.get(client, ()) if c.manifest_digest == digest)
+
+
+def planned_event(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The event tree that one attempt under this manifest must be charged as."""
+    p = manifest["privacy"]
+    return step_event(
+        manifest["training"]["local_steps"],
+        (p["sampling_numerator"], p["sampling_denominator"]),
+        p["noise_steps"],
+        p["clip_steps"],
+    )
+
+
+def iso(unix: int) -> str:
+    """Unix seconds as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def vector_length(manifest: Mapping[str, Any]) -> int:
+    """Number of trained values."""
+    return sum(prod(tensor["shape"]) for tensor in manifest["adapter"]["tensors"])
+
+
+def decimal(value: Fraction) -> str:
+    """Twelve significant digits, half even, no exponent."""
+    quotient = Context(prec=12, rounding=ROUND_HALF_EVEN).divide(Decimal(value.numerator), Decimal(value.denominator))
+    return plain(quotient)
+
+
+def plain(value: Decimal) -> str:
+    """A decimal without exponent and without trailing zeros."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def ratio(value: Fraction) -> str:
+    """Four decimal places, half even."""
+    exact = Context(prec=40).divide(Decimal(value.numerator), Decimal(value.denominator))
+    return str(exact.quantize(_FOUR, ROUND_HALF_EVEN))
+
+
+def _order(epsilon: str) -> Decimal:
+    return Decimal("Infinity") if epsilon == ABOVE_CEILING else Decimal(epsilon)
