@@ -29,7 +29,7 @@ from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng, poisson_sample
 
-# FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, and no reason to warn. For the process, once:
+# FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, no reason to warn. Once for the process:
 # `warnings.catch_warnings` around the training would not be safe in threads.
 warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
 

@@ -174,7 +174,7 @@ class ClientRun:
                     found=f"round {message.round}, attempt {message.attempt} in the privacy ledger",
                     expected="a journal that is as old as the ledger",
                     do="restore the journal of this site; a second release would not be paid for",
-                    code="E215",
+                    code="E217",
                 )
             after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
             self.on_event({"event": "budget", "round": message.round, "epsilon_after": after.epsilon})

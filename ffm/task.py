@@ -160,7 +160,7 @@ def check_budget(privacy: PrivacySpec, steps: int) -> None:
     if privacy.protocol != "R1":
         return
     planned = SampledGaussian(steps, privacy.sampling_probability, privacy.noise_steps, privacy.clip_steps)
-    cost = epsilon([planned], Decimal(privacy.delta), prv=False)
+    cost = epsilon([planned], Decimal(privacy.delta), prv=True)  # all cross-checks before anything is released
     if not cost.within(Decimal(privacy.epsilon)):
         raise DataError(
             "the planned steps do not fit the privacy budget",

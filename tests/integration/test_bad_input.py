@@ -56,7 +56,7 @@ CASES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "data without a label column": ("E512", _replace("records.csv", b"text,label", b"text,lable")),
     "base model unknown on this machine": (
         "E502",
-        _replace("client.toml", b'base_model = ""', b'base_model = "nobody/none"'),
+        _replace("client.toml", b'device = "cpu"', b'device = "cpu"\nbase_model = "nobody/none"'),
     ),
 }
 
@@ -84,7 +84,7 @@ def test_busy_port(pristine: tuple[Consortium, Consortium]) -> None:
         taken.listen()
         server = Process("server", pristine[0].server)
         assert server.ended() == 30
-        assert server.error["error"] == "E312" and str(port) in server.error["what"]
+        assert server.error["error"] == "E340" and str(port) in server.error["what"]
         assert "Traceback" not in server.stderr
 
 

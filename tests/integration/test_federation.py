@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dp.events import step_event
+from dp.ledger import Charge, PrivacyLedger
+from ffm.start import POPULATION
 from tests.integration.federation import NAMES, Process, make
 
 
@@ -72,3 +75,38 @@ def test_too_few_clients_end_the_run_with_a_reason(tmp_path: Path, started: list
     assert server.ended() == 40
     assert server.error["error"] == "E420"
     assert "Traceback" not in server.stderr
+
+
+@pytest.mark.slow
+def test_a_site_without_budget_stays_out_and_the_others_go_on(tmp_path: Path, started: list[Process]) -> None:
+    """The refusal comes before the round: nothing is charged, nothing is sent, the federation does not stop."""
+    consortium, _ = make(tmp_path / "consortium", rounds=1)
+    book = consortium.clients["west"] / "state" / "ledger" / f"{POPULATION}.sqlite"
+    with PrivacyLedger.open(book, silo="west", population=POPULATION) as ledger:  # an earlier, other task
+        ledger.charge(Charge("earlier", "ab" * 32, 1, 0, step_event(5000, (1, 8), 65536, 65536)))
+    server = Process("server", consortium.server, "--run", tmp_path / "run", "--grace-seconds", 2)
+    clients = {name: Process("client", consortium.clients[name]) for name in NAMES}
+    started += [server, *clients.values()]
+    assert clients["west"].ended() == 20 and clients["west"].error["error"] == "E201"
+    assert server.ended() == 0
+    (ended,) = [event for event in server.events if event.get("event") == "round-ended"]
+    assert ended["masked"] == [1, 2, 3]
+    with PrivacyLedger.open(book, silo="west", population=POPULATION) as ledger:
+        assert [charge.task for charge in ledger.charges()] == ["earlier"]
+
+
+@pytest.mark.slow
+def test_an_update_out_of_range_is_refused_by_its_own_client_and_paid_for(
+    tmp_path: Path, started: list[Process]
+) -> None:
+    consortium, manifest = make(tmp_path / "consortium", rounds=1, aggregation_bound=1)
+    server = Process("server", consortium.server, "--run", tmp_path / "run", "--grace-seconds", 2)
+    clients = {name: Process("client", consortium.clients[name]) for name in NAMES}
+    started += [server, *clients.values()]
+    for client in clients.values():
+        assert client.ended() == 10 and client.error["error"] == "E111"
+    assert server.ended() == 0 or server.error["error"] == "E420"
+    assert not [event for event in server.events if event.get("event") == "upload"]
+    book = consortium.clients["north"] / "state" / "ledger" / f"{POPULATION}.sqlite"
+    with PrivacyLedger.open(book, silo="north", population=POPULATION) as ledger:
+        assert [(charge.task, charge.round) for charge in ledger.charges()] == [(manifest.task, 1)]
