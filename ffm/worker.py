@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,8 +122,10 @@ def refuse_grpc() -> None:
 class Worker:
     """Requests in, answers out; at most one `LocalTraining` at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_load: Callable[[], None]) -> None:
+        """`after_load` runs when everything is imported; what it raises is the answer."""
         self._training: LocalTraining | None = None
+        self._after_load = after_load
 
     def answer(self, header: Mapping[str, Any], body: bytes) -> bytes:
         """The frame that answers one request."""
@@ -155,7 +157,7 @@ class Worker:
         torch.set_num_threads(max(1, header["threads"]))
         manifest = parse_model(Manifest, "manifest", body)
         loaded = LocalTraining.load(manifest, Path(header["base_model"]), Path(header["data"]), header["device"])
-        refuse_grpc()  # nothing that loading imported may have brought it along
+        self._after_load()
         self._training = loaded
         counts = {
             "tensors": len(manifest.adapter.tensors),
@@ -212,7 +214,7 @@ def main() -> None:
     refuse_grpc()
     requests: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue(maxsize=1)
     threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
-    worker = Worker()
+    worker = Worker(refuse_grpc)  # nothing that loading imports may bring it along
     while True:
         answers.write(worker.answer(*requests.get()))
         answers.flush()

@@ -426,6 +426,7 @@ def test_a_header_of_another_length_is_refused_before_the_body(words: int) -> No
 def test_an_upload_needs_a_header_and_an_open_phase() -> None:
     simulation = simulate({BAD: Phase.MASKED_INPUT})
     assert simulation.server.upload_complete(BAD) is DropReason.TIMED_OUT
+    assert simulation.server.upload_complete(ClientId(3)) is DropReason.WRONG_PHASE  # it is in U3, and once is enough
     federation = simulation.federation
     late = Simulation(federation, simulation.values)
     headers: list[MaskedInput] = []

@@ -16,6 +16,7 @@ from protocol.context import announcement_error, context
 from protocol.errors import DocumentError
 from protocol.manifest import KIND as MANIFEST_KIND
 from protocol.manifest import Manifest, sign_manifest, verify_manifest
+from protocol.messages import LedgerRow, ledger_head_digest
 from protocol.release import ReleaseLedger, follow
 from protocol.roster import KIND as ROSTER_KIND
 from protocol.roster import Roster, sign_roster, verify_roster
@@ -198,6 +199,11 @@ MANIFEST_FAULTS = {
     "negative shape": set_("adapter", "tensors", 0, "shape", value=[-4]),
     "task with a path": set_("task", value="../x"),
     "no rounds": set_("training", "rounds", value=0),
+    "one label twice": set_("training", "labels", value=["yes", "yes"]),
+    "one tensor twice": set_("adapter", "tensors", value=[{"name": "b", "shape": [4]}] * 2),
+    "one file twice": set_("base_model", "files", value=[{"path": "a", "sha256": "00" * 32}] * 2),
+    "file with a path": set_("base_model", "files", value=[{"path": "../a", "sha256": "00" * 32}]),
+    "huge clip": set_("privacy", "clip_steps", value=2**26 + 1),
 }
 
 
@@ -350,3 +356,13 @@ def test_nothing_but_a_signed_extension_is_followed() -> None:
         assert walk(rows[0], replace(rows[1], **{field: b"\x07" * 32}), rows[2]) is None  # type: ignore[arg-type]
     assert walk(replace(rows[0], signature=rows[1].signature)) is None
     assert follow(book.manifest_digest, *start, rows, OTHER.verify_key) is None
+
+
+@pytest.mark.parametrize("seq", [0, 2, 7])
+def test_a_gap_is_no_extension_even_if_the_server_signs_it(seq: int) -> None:
+    book = ledger(0)
+    unsigned = LedgerRow(seq, bytes(32), bytes(32), bytes(32), b"")
+    head = unsigned.head(book.head)
+    signature = FEDERATION.server_key.sign(ledger_head_digest(book.manifest_digest, seq, head))
+    row = replace(unsigned, signature=signature)
+    assert follow(book.manifest_digest, 0, book.head, (row,), FEDERATION.server_key.verify_key) is None

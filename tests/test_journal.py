@@ -45,6 +45,12 @@ def test_a_client_remembers_across_restarts(tmp_path: Path) -> None:
     journal.record(JoinRecord(6, 2, bytes(32)))
     expected = ClientMemory((6, 2), 5, 2, ledger.head)
     assert journal.memory == expected
+    with pytest.raises(LocalProtocolError, match="only increase"):
+        journal.record(JoinRecord(6, 2, bytes(32)))
+    third = grown(3)
+    with pytest.raises(LocalProtocolError, match="spent once"):
+        journal.record(SpentRecord(5, 1, third.rows[2], third.head))
+    assert journal.memory == expected
     journal.close()
     again = ClientJournal(path, ME, DIGEST)
     assert again.memory == expected

@@ -54,6 +54,11 @@ class ClientJournal:
                     found=f"seq {record.row.seq}",
                     expected=f"more than {self._memory.ledger_seq}",
                 )
+            case JoinRecord() if (record.round, record.attempt) <= self._memory.joined:
+                raise LocalProtocolError("attempts of a task only increase", found=(record.round, record.attempt))
+            case SpentRecord() if record.round <= self._memory.spent_round:
+                # Two sessions of one client at a time would be a bug of the caller: one of them must not sign.
+                raise LocalProtocolError("a round is spent once", found=record.round)
             case JoinRecord():
                 row = self._store.append(
                     _JOIN, {"round": record.round, "attempt": record.attempt, "ctx": record.ctx.hex()}
