@@ -81,6 +81,7 @@ def test_too_few_clients_end_the_run_with_a_reason(tmp_path: Path, started: list
 def test_a_site_without_budget_stays_out_and_the_others_go_on(tmp_path: Path, started: list[Process]) -> None:
     """The refusal comes before the round: nothing is charged, nothing is sent, the federation does not stop."""
     consortium, _ = make(tmp_path / "consortium", rounds=1)
+    (consortium.clients["west"] / "state").mkdir(mode=0o700)
     book = consortium.clients["west"] / "state" / "ledger" / f"{POPULATION}.sqlite"
     with PrivacyLedger.open(book, silo="west", population=POPULATION) as ledger:  # an earlier, other task
         ledger.charge(Charge("earlier", "ab" * 32, 1, 0, step_event(5000, (1, 8), 65536, 65536)))
