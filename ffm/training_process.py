@@ -128,6 +128,8 @@ class TrainingProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._kill()  # it holds nothing that is worth a wait
         await self.close()
 
     async def _ended(self) -> int:
