@@ -18,6 +18,7 @@ from typing import Any
 
 from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
 from ffm.data import write_hospitals
+from ffm.models import locate
 from ffm.task import TaskSettings, build_manifest
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
@@ -40,6 +41,7 @@ class Layout:
     manifest: Manifest
     test_file: Path
     site_files: tuple[Path, ...]
+    base_model: Path
 
 
 def free_port() -> int:
@@ -74,7 +76,11 @@ def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
         os.replace(source, target)  # each hospital's records lie in its own folder and nowhere else
         target.chmod(0o600)
         site_files.append(target)
-    return Layout(run, made, manifest, test_file, tuple(site_files))
+    chosen = settings.model(model).base_model
+    if Path(chosen).is_dir():  # the manifest pins its files by digest; where they lie is each site's own setting
+        for toml in (made.server / "server.toml", *(site / "client.toml" for site in made.clients.values())):
+            toml.write_text(f"{toml.read_text()}base_model = {json.dumps(str(Path(chosen).resolve()))}\n")
+    return Layout(run, made, manifest, test_file, tuple(site_files), locate(chosen))
 
 
 @dataclass(slots=True)

@@ -22,14 +22,24 @@ from ffm.models import base_model_spec, load_classifier, locate
 from protocol.manifest import AggregationSpec, DecimalString, Manifest, Name, Positive, PrivacySpec, TrainingSpec
 from protocol.roster import StrictModel
 
+GENERIC_TARGETS = ("query", "value")  # names of BERT and RoBERTa; another architecture needs a section of its own
+
 
 class DataSettings(StrictModel):
     """The example's partition; `dirichlet` is a fraction such as "3/10"."""
 
+    description: Name
     sites: Annotated[int, Field(ge=1, le=256)]
     dirichlet: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
     cap_per_class: Positive
     seed: Annotated[int, Field(ge=0, lt=2**53)]
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return (
+            f"{self.description}; {self.sites} sites by a Dirichlet({self.dirichlet}) draw per label, "
+            f"at most {self.cap_per_class} training records per label, seed {self.seed}"
+        )
 
     def partition(self) -> Partition:
         """The plan that `ffm.data.write_hospitals` takes."""
@@ -91,7 +101,14 @@ class TaskSettings(StrictModel):
     models: Mapping[str, ModelSettings]
 
     def model(self, name: str) -> ModelSettings:
-        """Settings of one base model; DataError E515 if the file does not have it."""
+        """Settings of one base model; DataError E515 if the file does not have it.
+
+        A folder or a Hugging Face id (anything with a slash) takes the first section's settings with LoRA on the
+        attention's query and value layers.
+        """
+        if name not in self.models and "/" in name:
+            first = next(iter(self.models.values()))
+            return first.model_copy(update={"base_model": name, "target_modules": GENERIC_TARGETS})
         if name not in self.models:
             raise DataError(
                 f"the settings have no model {name!r}",
@@ -142,14 +159,7 @@ def load_settings(path: Path) -> TaskSettings:
     try:
         return TaskSettings.model_validate(_tuples(raw))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise DataError(
-            f"{path.name} has an invalid setting",
-            found=".".join(str(part) for part in first["loc"]) + f": {first['msg']}",
-            expected="the keys and ranges of ffm.task.TaskSettings",
-            do="correct the setting; unknown keys are errors too",
-            code="E515",
-        ) from error
+        raise _invalid(f"{path.name} has an invalid setting", error) from None
 
 
 def check_budget(privacy: PrivacySpec, steps: int) -> None:
@@ -175,9 +185,27 @@ def build_manifest(settings: TaskSettings, model_name: str, labels: Sequence[str
     """The manifest to sign: pins the base model on this machine and derives the adapter's schema from it.
 
     Raises:
-        DataError: E515 unknown model, E516 budget too small. ModelError and AdapterError as in `ffm.models`,
-        `ffm.adapters`; pydantic's ValidationError for combinations that the manifest refuses.
+        DataError: E515 unknown model or a combination that the manifest refuses, E516 budget too small. ModelError and
+            AdapterError as in `ffm.models`, `ffm.adapters`.
     """
+    try:
+        return _manifest(settings, model_name, labels)
+    except ValidationError as error:
+        raise _invalid("the settings make no manifest", error) from None
+
+
+def _invalid(what: str, error: ValidationError) -> DataError:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return DataError(
+        what,
+        found=(".".join(str(part) for part in first["loc"]) + f": {first['msg']}").removeprefix(": "),
+        expected="the keys and ranges of ffm.task.TaskSettings and SPEC 2.3",
+        do="correct the setting; unknown keys are errors too",
+        code="E515",
+    )
+
+
+def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) -> Manifest:
     chosen = settings.model(model_name)
     folder = locate(chosen.base_model)
     adapter = AdapterSettings(chosen.rank, chosen.alpha, chosen.target_modules, settings.adapter_seed)
@@ -221,6 +249,7 @@ def build_manifest(settings: TaskSettings, model_name: str, labels: Sequence[str
     return Manifest(
         version=1,
         task=settings.task,
+        data=settings.data.sentence(),
         base_model=base_model_spec(chosen.base_model),
         adapter=adapter_spec(model, adapter),
         training=training,

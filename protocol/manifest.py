@@ -144,6 +144,7 @@ class Manifest(StrictModel):
 
     version: Literal[1]
     task: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    data: Annotated[str, Field(min_length=1, max_length=1000)]  # which records, for people; nothing is computed by it
     base_model: BaseModelSpec
     adapter: AdapterSpec
     training: TrainingSpec

@@ -55,6 +55,7 @@ def make_manifest(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, *
     body: dict[str, object] = {
         "version": 1,
         "task": "test-task",
+        "data": "made up for a test",
         "base_model": {"name": "none", "files": []},
         "adapter": {
             "method": "ffa-lora",

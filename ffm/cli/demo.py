@@ -15,7 +15,6 @@ from ffm.baselines import Bench, Comparison, accuracy, macro_f1
 from ffm.cli.output import Format, Output, describe
 from ffm.cli.running import run_until_signal
 from ffm.demo import VICTIM, Layout, Play, prepare
-from ffm.models import locate
 from ffm.report_files import gather, write_report
 from ffm.server_run import load_state, write_atomic
 from ffm.site import load_site
@@ -66,7 +65,7 @@ def _compare(layout: Layout, device: str) -> list[tuple[MethodResult, Comparison
     """Confusion matrices of every method on the public test file."""
     manifest = layout.manifest
     steps = manifest.training.rounds * manifest.training.local_steps
-    bench = Bench(manifest, locate(manifest.base_model.name), layout.site_files, layout.test_file)
+    bench = Bench(manifest, layout.base_model, layout.site_files, layout.test_file)
     federated = bench.evaluate(_model(layout))
     # The expected number: what the hospitals really drew stays with them.
     expected = round(steps * float(manifest.privacy.sampling_probability) * sum(len(s["labels"]) for s in bench.sites))

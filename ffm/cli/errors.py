@@ -59,10 +59,20 @@ def reported(format_: str = "text") -> Iterator[None]:
     except (SecAggError, PrivacyError) as error:
         print(json.dumps(as_json(error)) if format_ == "json" else render(error), file=sys.stderr)
         raise typer.Exit(exit_code(error.code)) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output went away (`secagg ... | head`); point stdout at nothing so that exit is quiet.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(74) from None
+        refused = SecAggError(
+            "a file or folder cannot be used",
+            found=f"{error.filename}: {error.strerror}" if error.filename else error.strerror,
+            expected="a path that this user may read and write",
+            do="check the path, its permissions and the free space",
+            code="E323",
+        )
+        print(json.dumps(as_json(refused)) if format_ == "json" else render(refused), file=sys.stderr)
+        raise typer.Exit(exit_code(refused.code)) from None
     except KeyboardInterrupt:
         print("interrupted: what was charged stays charged, nothing else was kept", file=sys.stderr)
         raise typer.Exit(120) from None
-    except BrokenPipeError:
-        # The reader of our output went away (`secagg ... | head`); point stdout at nothing so that exit is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(74) from None

@@ -22,7 +22,7 @@ NAMES = ("north", "east", "south", "west")
 SETTINGS: dict[str, Any] = {
     "task": "small-task",
     "adapter_seed": 7,
-    "data": {"sites": 4, "dirichlet": "1/1", "cap_per_class": 100, "seed": 1},
+    "data": {"description": "a few code texts", "sites": 4, "dirichlet": "1/1", "cap_per_class": 100, "seed": 1},
     "privacy": {"protocol": "R1", "epsilon": "8", "delta": "0.00001", "max_records": 1000, "spare_rounds": 0},
     "aggregation": {
         "num_clients": 4,
