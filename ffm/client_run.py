@@ -177,7 +177,14 @@ class ClientRun:
                     code="E217",
                 )
             after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
-            self.on_event({"event": "budget", "round": message.round, "epsilon_after": after.epsilon})
+            self.on_event(
+                {
+                    "event": "budget",
+                    "round": message.round,
+                    "epsilon_after": after.epsilon,
+                    "delta": manifest.privacy.delta,
+                }
+            )
         if message.round == 1 and message.model_digest != self._initial_digest:
             raise RemoteProtocolError(
                 "round 1 does not start from the manifest's initial adapter",

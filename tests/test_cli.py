@@ -82,5 +82,7 @@ def test_settings_that_make_no_manifest_are_one_error() -> None:
 def test_events_read_as_sentences() -> None:
     assert ids([1]) == "client 1"
     assert ids([1, 2, 5]) == "clients 1, 2 and 5"
+    budget = {"event": "budget", "round": 3, "epsilon_after": "3.1", "delta": "0.00001"}
+    assert "ε = 3.1 at δ = 0.00001, record, add/remove" in describe(budget)  # never a bare ε
     ended = {"event": "round-ended", "round": 2, "status": "released", "masked": [1, 2, 4]}
     assert describe(ended) == "round 2: exact sum over clients 1, 2 and 4 released"

@@ -67,7 +67,7 @@ def describe(event: dict[str, Any]) -> str:
         case "waiting" if event["clients"]:
             return f"{where}the server waits in {event['phase']} for {ids(event['clients'])}"
         case "round":
-            return f"{where}of {event['rounds']} begins"
+            return f"round {event['round']} of {event['rounds']} begins"
         case "phase" if event["clients"]:
             return f"{where}{event['phase']}, waiting for {ids(event['clients'])}"
         case "drop":
@@ -77,7 +77,8 @@ def describe(event: dict[str, Any]) -> str:
                 return f"{where}exact sum over {ids(event['masked'])} released"
             return f"{where}no sum: {event['reason']}"
         case "budget":
-            return f"{where}within the budget: ε = {event['epsilon_after']} after it"
+            after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, record, add/remove"
+            return f"{where}within the budget: {after}, {event['round']} rounds of this task"
         case "joined":
             return f"{where}joined, training"
         case "trained":
