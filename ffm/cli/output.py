@@ -78,7 +78,7 @@ def describe(event: dict[str, Any]) -> str:
             return f"{where}no sum: {event['reason']}"
         case "budget":
             after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, record, add/remove"
-            return f"{where}within the budget: {after}, {event['round']} rounds of this task"
+            return f"{where}within the budget: {after}, this round included"
         case "joined":
             return f"{where}joined, training"
         case "trained":
