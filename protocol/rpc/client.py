@@ -6,6 +6,7 @@ poll is how the server knows that this client lives.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -145,7 +146,9 @@ class AggregationClient:
                         break
                     on_chunk(index + 1)
                 if open_:
-                    await call.done_writing()
+                    # The server may end the call at this very moment, too: then its result says why.
+                    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                        await call.done_writing()
                 return await asyncio.wait_for(call, self._patience.call)
             finally:
                 call.cancel()
