@@ -72,14 +72,14 @@ def describe(error: SecAggError) -> str:
     return f"[{error.code}] {error}"
 
 
-# grpc.aio's word for "the server ended the call while we were writing"; the server's own status is lost then, and every
+# gRPC's words for "the server ended the call while we were writing"; the server's own status is lost then, and every
 # call may be repeated, so it is asked again.
-_CUT_WRITE: Final = "execute_batch"
+_CUT_OFF: Final = ("execute_batch", "RST_STREAM")
 
 
 def is_transient(code: grpc.StatusCode, details: str) -> bool:
     """Whether the same call may succeed later."""
-    if code is grpc.StatusCode.INTERNAL and _CUT_WRITE in details:
+    if code is grpc.StatusCode.INTERNAL and any(sign in details for sign in _CUT_OFF):
         return True
     return code in TRANSIENT and not any(sign in details for sign in _WRONG_SERVER)
 
