@@ -336,7 +336,7 @@ def test_a_client_outside_the_roster_is_refused_by_every_call(tmp_path: Path) ->
             ):
                 with pytest.raises(TransportError) as caught:
                     await call()
-                assert caught.value.code == "E304", caught.value
+                assert caught.value.code == "E304", str(caught.value.found)
                 assert "not in the roster" in str(caught.value.found)
         await server.stop(0)
         journal.close()
