@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 ARGS   ?=
+N      ?= 20000
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,6 +13,10 @@ PIP    := $(PY) -m pip --disable-pip-version-check --no-input
 STAMP  := $(VENV)/.installed
 PROTOS_VENV  := .venv-protos
 PROTOS_STAMP := $(PROTOS_VENV)/.installed
+PEERS_VENV   := .venv-peers
+PEERS_STAMP  := $(PEERS_VENV)/.installed
+MODELS_VENV  := .venv-models
+MODELS_STAMP := $(MODELS_VENV)/.installed
 PACKAGES := secagg dp protocol ffm
 LOCK := pip compile -q --generate-hashes --no-deps --no-annotate --no-header --universal --python-version 3.11
 
@@ -27,7 +32,7 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean
+.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -103,10 +108,33 @@ lock: ## write constraints/*.lock, with hashes, from the lists beside them
 	cd .venv-lock && bin/uv $(LOCK) dev.txt -o ../constraints/dev.lock
 	cd .venv-lock && bin/uv $(LOCK) ../constraints/examples.txt -o ../constraints/examples.lock
 
+# Flower has dependencies of its own, so it lives in an environment of its own.
+$(PEERS_STAMP): constraints/peers.txt
+	@test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check --no-input install -q -r constraints/peers.txt
+	@touch $@
+
+peers-setup: $(PEERS_STAMP) ## the environment of benchmarks/peers.py
+
+bench: $(STAMP) $(PEERS_STAMP) ## every benchmark, about half an hour, to benchmarks/results; ARGS="--quick" for small sizes
+	$(PY) -m benchmarks $(ARGS)
+
+simulate: $(STAMP) ## N seeded schedules of whole federations; a release runs N=1000000
+	$(PY) -m tests.simulation $(N) --processes 2 $(ARGS)
+
+# Z3 lives in an environment of its own; Spin and a C compiler come from the system.
+$(MODELS_STAMP): constraints/models.txt
+	@test -x $(MODELS_VENV)/bin/python || $(PYTHON) -m venv $(MODELS_VENV)
+	$(MODELS_VENV)/bin/python -m pip --disable-pip-version-check --no-input install -q -r constraints/models.txt
+	@touch $@
+
+models: $(MODELS_STAMP) ## counting arguments, attempt and ledger in Z3 and Spin, with broken variants that must fail
+	$(MODELS_VENV)/bin/python models/run.py
+
 wheel: $(STAMP) ## build dist/*.whl
 	$(PIP) wheel -q --no-deps -w dist .
 
 clean: ## everything that make has made
-	rm -rf $(VENV) $(PROTOS_VENV) .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(PROTOS_VENV) $(MODELS_VENV) .venv-lock $(PEERS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache
 	find $(PACKAGES) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

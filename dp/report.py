@@ -43,7 +43,12 @@ def build_report(facts: ReportFacts, *, prv: bool = True) -> dict[str, Any]:
         ReportError: The facts contradict each other. AccountingError, UnsupportedMechanismError: no certified ε.
     """
     plain: dict[str, Any] = json.loads(canonical(facts.to_json()))
-    failed = [check for check in check_facts(plain) if not check.ok]
+    try:
+        failed = [check for check in check_facts(plain) if not check.ok]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ReportError(
+            "the facts have another shape", found=type(error).__name__, expected=f"facts of {SCHEMA}"
+        ) from None
     if failed:
         raise ReportError(
             f"the facts contradict each other: {failed[0].name}",

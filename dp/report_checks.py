@@ -57,26 +57,33 @@ def _times(facts: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _ledgers(facts: Mapping[str, Any]) -> Iterator[Check]:
-    members = {m["client_id"]: m["name"] for m in facts["roster"]["document"]["clients"]}
     seen: set[int] = set()
     for entry in facts["statements"]:
-        statement = exact_keys(entry, shape.STATEMENT_KEYS, "statement")["statement"]
-        exact_keys(statement, shape.STATEMENT_BODY_KEYS, "statement body")
-        client = statement["client_id"]
-        who = f"client {client}"
-        yield _same(f"{who}: one statement of a roster member", client in members and client not in seen, True)
+        yield from statement_checks(facts, entry)
+        client = entry["statement"]["client_id"]
+        yield _same(f"client {client}: one statement", client not in seen, True)
         seen.add(client)
-        yield _same(f"{who}: name", statement["name"], members.get(client))
-        yield _same(f"{who}: manifest of the statement", statement["manifest_digest"], facts["manifest"]["digest"])
-        rows = [_row(row) for row in statement["rows"]]
-        broken = broken_link(rows)
-        state = "whole" if broken is None else f"broken at row {broken}"
-        yield _same(f"{who}: hash chain of the privacy ledger", state, "whole")
-        yield _same(f"{who}: rows", bool(rows) and all(r.kind in (GENESIS, CHARGE) for r in rows), True)
-        yield _same(f"{who}: ledger head", (statement["seq"], statement["head"]), (rows[-1].seq, rows[-1].hash.hex()))
-        first = canonical(genesis(statement["silo"], statement["population"]))
-        yield _same(f"{who}: genesis row", rows[0].body == first, True)
-        yield from _charges(who, facts, [Charge.from_json(r.value()) for r in rows if r.kind == CHARGE], client)
+
+
+def statement_checks(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[Check]:
+    """One client's statement against manifest, roster and rounds of `facts`. Raises on other shapes, see there."""
+    members = {m["client_id"]: m["name"] for m in facts["roster"]["document"]["clients"]}
+    statement = exact_keys(entry, shape.STATEMENT_KEYS, "statement")["statement"]
+    exact_keys(statement, shape.STATEMENT_BODY_KEYS, "statement body")
+    client = statement["client_id"]
+    who = f"client {client}"
+    yield _same(f"{who}: statement of a roster member", client in members, True)
+    yield _same(f"{who}: name", statement["name"], members.get(client))
+    yield _same(f"{who}: manifest of the statement", statement["manifest_digest"], facts["manifest"]["digest"])
+    rows = [_row(row) for row in statement["rows"]]
+    broken = broken_link(rows)
+    state = "whole" if broken is None else f"broken at row {broken}"
+    yield _same(f"{who}: hash chain of the privacy ledger", state, "whole")
+    yield _same(f"{who}: rows", bool(rows) and all(r.kind in (GENESIS, CHARGE) for r in rows), True)
+    yield _same(f"{who}: ledger head", (statement["seq"], statement["head"]), (rows[-1].seq, rows[-1].hash.hex()))
+    first = canonical(genesis(statement["silo"], statement["population"]))
+    yield _same(f"{who}: genesis row", rows[0].body == first, True)
+    yield from _charges(who, facts, [Charge.from_json(r.value()) for r in rows if r.kind == CHARGE], client)
 
 
 def _charges(who: str, facts: Mapping[str, Any], charges: Sequence[Charge], client: int) -> Iterator[Check]:
@@ -88,11 +95,11 @@ def _charges(who: str, facts: Mapping[str, Any], charges: Sequence[Charge], clie
     yield _same(f"{who}: charges equal the manifest's event", _pairs(strangers), "none differs")
     late = [(c.round, c.attempt) for c in own if not 1 <= c.round <= manifest["training"]["rounds"]]
     yield _same(f"{who}: rounds of the charges", _pairs(late, "none outside"), "none outside")
-    paid = {(c.round, c.attempt) for c in own}
+    # SPEC 10.5: a further attempt of a round with the same values stands under the charge of an earlier one
     unpaid = [
         (r["round"], r["attempt"])
         for r in facts["rounds"]
-        if client in r["masked"] and (r["round"], r["attempt"]) not in paid
+        if client in r["masked"] and not any(c.round == r["round"] and c.attempt <= r["attempt"] for c in own)
     ]
     yield _same(f"{who}: every upload was charged", _pairs(unpaid, "none missing"), "none missing")
 

@@ -82,13 +82,20 @@ def next_row(head: tuple[int, bytes] | None, kind: str, body: Mapping[str, Any])
     return Row(seq, kind, encoded, previous, row_hash(seq, kind, previous, encoded))
 
 
+# sqlite3 decodes the message of an error strictly: damaged text in the schema comes as a UnicodeDecodeError.
+_STORAGE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
 def broken_link(rows: Sequence[Row]) -> int | None:
     """Position of the first row that does not follow from its predecessor, or None if the chain holds."""
     previous = NO_PREVIOUS
     for position, row in enumerate(rows):
-        genesis = (row.kind == GENESIS) == (position == 0)
-        whole = row.hash == row_hash(row.seq, row.kind, row.previous, row.body)
-        if row.seq != position or row.previous != previous or not genesis or not whole:
+        # A flipped bit in a record's header makes SQLite hand out NULL or another type, also from a STRICT table.
+        typed = type(row.seq) is int and type(row.kind) is str
+        typed = typed and {type(part) for part in (row.body, row.previous, row.hash)} == {bytes}
+        if not typed or row.seq != position or row.previous != previous or (row.kind == GENESIS) != (position == 0):
+            return position
+        if row.hash != row_hash(row.seq, row.kind, row.previous, row.body):
             return position
         previous = row.hash
     return None
@@ -197,7 +204,7 @@ def _load(path: Path, first: Row) -> tuple[sqlite3.Connection, list[Row]]:
                 do="give each silo, population and purpose a file of its own",
                 code=OTHER_BOOK,
             )
-    except sqlite3.Error as error:
+    except _STORAGE_ERRORS as error:
         connection.close()
         raise _storage_failed(path, error) from error
     except BaseException:
@@ -207,6 +214,17 @@ def _load(path: Path, first: Row) -> tuple[sqlite3.Connection, list[Row]]:
 
 
 def _replay(connection: sqlite3.Connection, path: Path) -> list[Row]:
+    # A chain without its last rows is whole, and one flipped bit in a page's cell count takes rows away. SQLite's own
+    # account of the bytes of each page shows that.
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise LedgerError(
+            f"the pages of {path.name} are damaged",
+            found=" ".join(problem.split()),
+            expected="a file that SQLite finds whole",
+            do="stop; keep the file as evidence and restore nothing older than the last head the peers hold",
+            code=DAMAGED,
+        )
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     schema = tuple(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema ORDER BY rowid"))
     if version != _USER_VERSION or schema != _SCHEMA:
@@ -237,7 +255,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0.2, isolation_level=None, check_same_thread=False
         )
-    except sqlite3.Error as error:
+    except _STORAGE_ERRORS as error:
         raise _storage_failed(path, error) from error
     try:
         connection.execute("PRAGMA synchronous=EXTRA")
@@ -252,7 +270,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         # Takes the exclusive lock now, so that a second process learns it here and not at its first append.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
+    except _STORAGE_ERRORS as error:
         connection.close()
         raise _storage_failed(path, error) from error
     except BaseException:
@@ -299,7 +317,7 @@ def _create(path: Path, first: Row) -> None:
         finally:
             fresh.unlink()
         _fsync(path.parent)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *_STORAGE_ERRORS) as error:
         raise _storage_failed(path, error) from error
 
 
@@ -362,7 +380,9 @@ def _in_use(path: Path) -> LedgerError:
 def _storage_failed(path: Path, error: Exception) -> LedgerError:
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return _in_use(path)
-    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    damaged = isinstance(error, UnicodeDecodeError) or (
+        isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    )
     return LedgerError(
         f"the storage under {path.name} failed",
         found=str(error),

@@ -2,18 +2,18 @@
 
 Order of preference in every branch: secrecy, ledger, result, liveness. The budget is checked before a round is
 joined; the ledger is charged before the first masked byte leaves; the update is encoded and range-checked here, where
-alone it can be.
+alone it can be. An attempt that is aborted before this client signed its set is followed by another one of the same
+round: it gets the very same encoded values, under fresh keys, and they are charged once.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from dp.budget import Budget, check_next
 from dp.errors import LedgerError, PrivacyError
@@ -21,21 +21,23 @@ from dp.events import step_event
 from dp.ledger import Charge as LedgerCharge
 from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
-from ffm.step import Model, aggregate_digest, model_bytes, model_from_bytes, next_model
-from ffm.training_process import TrainingProcess
+from ffm.published_sum import VALUE_BYTES, verified_next
+from ffm.round_update import RoundUpdate, Trainer
+from ffm.step import Model, model_bytes, model_from_bytes
 from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
-from protocol.effects import Charge, Effects, Persist, Send, Upload
-from protocol.errors import ProtocolError, RemoteProtocolError
+from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload
+from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import Announcement, AttemptAborted, Finished, RoundResult, ServerMessage, Statement, Withdraw
+from protocol.release import resupply
 from protocol.rpc.client import AggregationClient
 from protocol.rpc.frames import Receipt, Status
 from protocol.rpc.journal import ClientJournal
-from secagg.encoding import Values
+from secagg.encoding import Words
 from secagg.errors import SecAggError
-from secagg.masking import chunks
+from secagg.masking import Framed, chunks, frame_real
 from secagg.types import Phase
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,6 @@ class _Joined:
     session: ClientSession
     announcement: Announcement
     model: Model
-    training: asyncio.Task[Model] | None
 
 
 class ClientRun:
@@ -103,7 +104,7 @@ class ClientRun:
         self,
         setup: ClientSetup,
         rpc: AggregationClient,
-        training: TrainingProcess,
+        training: Trainer,
         books: tuple[ClientJournal, PrivacyLedger],
         initial: Model,
     ) -> None:
@@ -112,8 +113,9 @@ class ClientRun:
         self._training = training
         self._journal, self._ledger = books
         self._initial_digest = setup.manifest.model_digest(model_bytes(initial))
-        self._next_digest: bytes | None = None  # of the model that we computed ourselves
+        self._next: tuple[bytes, Model] | None = None  # digest and model that the next attempt must start from
         self._joined: _Joined | None = None
+        self._update: RoundUpdate | None = None
         self.on_event: Event = lambda event: None
         self.upload_limit: int | None = None
 
@@ -128,7 +130,7 @@ class ClientRun:
         incoming: asyncio.Task[ServerMessage] = asyncio.ensure_future(self._rpc.next())
         try:
             while True:
-                trained = self._joined.training if self._joined else None
+                trained = self._update.training if self._update else None
                 waiting: set[asyncio.Task[Any]] = {incoming} | ({trained} if trained else set())
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if trained in done:
@@ -153,38 +155,29 @@ class ClientRun:
             raise
         finally:
             incoming.cancel()
-            if self._joined and self._joined.training:
-                self._joined.training.cancel()
+            if self._update and self._update.training:
+                self._update.training.cancel()
 
     async def _announced(self, message: Announcement) -> None:
         """Join an attempt: budget first, then the model, then phase 0; training starts beside phases 0 and 1."""
         self._leave()
-        setup, manifest = self._setup, self._setup.manifest
-        if (message.round, message.attempt) <= self._journal.memory.joined:
-            # Joined before this process started, or a replay: its secrets are gone, it is never joined again.
+        setup, manifest, memory = self._setup, self._setup.manifest, self._journal.memory
+        # First of all: a server that was restored also announces rounds that are long over.
+        if (rows := resupply(message, memory.ledger)) is not None:
+            receipt = await self._rpc.send(rows)
+            self.on_event({"event": "resupplied", "rows": len(rows.rows), "accepted": receipt.status.name})
+            return
+        if (message.round, message.attempt) <= memory.joined or message.round <= memory.spent_round:
+            # Joined before this process started, or a replay: its secrets are gone, it is never joined again. Or this
+            # client signed the round's set: its update may be out, the next round counts.
             self.on_event({"event": "skipped", "round": message.round, "attempt": message.attempt})
+            await self._rpc.send(Withdraw("E436", "AlreadyJoined"))  # nobody need wait for us
             return
         # One generator per attempt: with the secrets of an attempt goes the key that they were drawn with.
-        session = ClientSession(setup, message, self._journal.memory, Csprng.from_os().take)
-        if manifest.privacy.protocol == "R1":
-            charge = round_charge(manifest, message.round, message.attempt)
-            if any(known.key == charge.key for known in self._ledger.charges()):
-                raise LedgerError(
-                    "this attempt is charged already, but the journal does not know it",
-                    found=f"round {message.round}, attempt {message.attempt} in the privacy ledger",
-                    expected="a journal that is as old as the ledger",
-                    do="restore the journal of this site; a second release would not be paid for",
-                    code="E217",
-                )
-            after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
-            self.on_event(
-                {
-                    "event": "budget",
-                    "round": message.round,
-                    "epsilon_after": after.epsilon,
-                    "delta": manifest.privacy.delta,
-                }
-            )
+        session = ClientSession(setup, message, memory, Csprng.from_os().take)
+        update = self._carried(message)
+        if manifest.privacy.protocol == "R1" and not (update and update.charged):
+            await self._check_budget(message)
         if message.round == 1 and message.model_digest != self._initial_digest:
             raise RemoteProtocolError(
                 "round 1 does not start from the manifest's initial adapter",
@@ -192,49 +185,91 @@ class ClientRun:
                 expected=f"{self._initial_digest.hex()[:16]}... (seed {manifest.adapter.seed})",
                 code="E432",
             )
-        if self._next_digest is not None and message.model_digest != self._next_digest:
+        model = await self._model(message.model_digest)
+        effects = session.start()
+        if update is None:
+            task = asyncio.ensure_future(self._training.train(message.round, model))
+            update = self._update = RoundUpdate(message.round, message.attempt, message.model_digest, task)
+        self._joined = _Joined(session, message, model)
+        again = update.attempt != message.attempt
+        self.on_event({"event": "joined", "round": message.round, "attempt": message.attempt, "same_update": again})
+        await self._apply(effects)
+        if update.values is not None:
+            await self._apply(session.provide_input(update.values))
+
+    async def _model(self, announced: bytes) -> Model:
+        """The model that the attempt starts from: the one that we computed ourselves, if we could, or the server's."""
+        expected, self._next = self._next, None  # known again when the sum is published, or the attempt was aborted
+        if expected is None:
+            data = await self._rpc.download(announced, 4 * self._setup.manifest.adapter.size)
+            return model_from_bytes(data, self._setup.manifest, announced)
+        digest, model = expected
+        if announced != digest:
             raise RemoteProtocolError(
                 "the announced model is not the last model plus the published sum",
-                found=f"digest {message.model_digest.hex()[:16]}...",
-                expected=f"{self._next_digest.hex()[:16]}...",
+                found=f"digest {announced.hex()[:16]}...",
+                expected=f"{digest.hex()[:16]}...",
                 do="the round was refused; ask the server's operator",
                 code="E433",
             )
-        self._next_digest = None  # known again when this round's sum is published and we recomputed it
-        data = await self._rpc.download(message.model_digest, 4 * manifest.adapter.size)
-        model = model_from_bytes(data, manifest, message.model_digest)
-        effects = session.start()
-        task = asyncio.ensure_future(self._training.train(message.round, model))
-        self._joined = _Joined(session, message, model, task)
-        self.on_event({"event": "joined", "round": message.round, "attempt": message.attempt})
-        await self._apply(effects)
+        return model
+
+    def _carried(self, message: Announcement) -> RoundUpdate | None:
+        """The update that an earlier attempt of this round was to carry, if this process made one: same model, same
+        cohort (everybody, always), so the same values."""
+        update = self._update
+        if update is None or update.round != message.round:
+            self._forget_update()
+            return None
+        if update.model_digest != message.model_digest:
+            raise RemoteProtocolError(
+                "a further attempt of a round starts from another model",
+                found=f"digest {message.model_digest.hex()[:16]}...",
+                expected=f"{update.model_digest.hex()[:16]}...",
+                do="the round was refused; ask the server's operator",
+                code="E433",
+            )
+        return update
+
+    async def _check_budget(self, message: Announcement) -> None:
+        """Refuse, before anything is drawn, what could not be paid for."""
+        manifest, charge = self._setup.manifest, round_charge(self._setup.manifest, message.round, message.attempt)
+        if any(known.key == charge.key for known in self._ledger.charges()):
+            raise LedgerError(
+                "this attempt is charged already, but the journal does not know it",
+                found=f"round {message.round}, attempt {message.attempt} in the privacy ledger",
+                expected="a journal that is as old as the ledger",
+                do="restore the journal of this site; a second release would not be paid for",
+                code="E217",
+            )
+        after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
+        self.on_event(
+            {
+                "event": "budget",
+                "round": message.round,
+                "epsilon_after": after.epsilon,
+                "delta": manifest.privacy.delta,
+            }
+        )
 
     async def _trained(self) -> None:
-        joined = self._joined
-        if joined is None or joined.training is None:
+        update, joined = self._update, self._joined
+        if update is None or update.training is None:
             return
-        update, joined.training = joined.training.result(), None
-        if joined.session.phase is Phase.ABORTED:
-            return
+        trained, update.training = update.training.result(), None
         try:
-            values = self._encode(update)
+            update.values = await asyncio.to_thread(self._encode, trained)
         except SecAggError:
             # That we withdraw now tells something of the update: pay for it as for the update itself.
-            await self._apply((Charge(joined.announcement.round, joined.announcement.attempt),))
+            await self._charge(update, update.attempt)
             raise
-        self.on_event({"event": "trained", "round": joined.announcement.round})
-        await self._apply(joined.session.provide_input(values))
+        self.on_event({"event": "trained", "round": update.round})
+        if joined is not None and joined.session.phase is not Phase.ABORTED:
+            await self._apply(joined.session.provide_input(update.values))
 
-    def _encode(self, update: Model) -> Values:
+    def _encode(self, update: Model) -> Framed:
         """Fixed point with unbiased rounding; NaN and out-of-range values are refused here, before anything is sent."""
-        if update.shape != (self._setup.manifest.adapter.size,):
-            raise ProtocolError(
-                "the update has the wrong shape",
-                found=update.shape,
-                expected=(self._setup.manifest.adapter.size,),
-                code="E113",
-            )
-        return self._setup.params.encoding.quantize(update.astype(np.float64), Csprng.from_os().words(len(update)))
+        return frame_real(update, self._setup.params, Csprng.from_os().take)
 
     async def _receive(self, message: ServerMessage) -> None:
         joined = self._joined
@@ -245,6 +280,7 @@ class ClientRun:
             self.on_event({"event": "aborted", "round": message.round, "reason": message.reason})
             if (message.round, message.attempt) != current:
                 return
+            self._next = joined.announcement.model_digest, joined.model  # no sum, no other model
         if joined.session.phase is Phase.ABORTED:
             return  # we left it; what else it has to say is nothing to us
         await self._apply(joined.session.receive(message))
@@ -252,7 +288,9 @@ class ClientRun:
     async def _result(self, message: RoundResult) -> None:
         """Recompute the next model from the published sum wherever this client knows the model it started from."""
         joined, manifest = self._joined, self._setup.manifest
-        self._next_digest = None
+        self._next = None
+        if self._update is not None and self._update.round <= message.round:
+            self._forget_update()
         self.on_event({"event": "result", "round": message.round, "included": list(message.included)})
         if joined is None or (message.round, message.attempt) != (
             joined.announcement.round,
@@ -260,29 +298,19 @@ class ClientRun:
         ):
             return
         survivors = joined.session.survivors
+        joined.session.abort("the attempt ended")
         if survivors is not None and survivors != message.included:
             raise RemoteProtocolError("the published sum is over another set than the signed one", code="E434")
-        size = 8 * manifest.adapter.size
-        data = await self._rpc.download(message.aggregate_digest, size)
-        if (
-            len(data) != size
-            or aggregate_digest(joined.session.ctx, message.included, data) != message.aggregate_digest
-        ):
-            raise RemoteProtocolError("the published sum does not have its digest", code="E435")
-        total = np.frombuffer(data, dtype="<i8").astype(np.int64)
-        model = next_model(joined.model, total, len(message.included), manifest)
-        digest = manifest.model_digest(model_bytes(model))
-        if digest != message.model_digest:
-            raise RemoteProtocolError(
-                "the next model is not the last model plus the published sum",
-                found=f"digest {message.model_digest.hex()[:16]}...",
-                expected=f"{digest.hex()[:16]}...",
-                code="E433",
-            )
-        self._next_digest = digest
+        data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.adapter.size)
+        ctx, before = joined.session.ctx, joined.model
+        self._next = (
+            message.model_digest,
+            await asyncio.to_thread(verified_next, manifest, ctx, before, message, data),
+        )
 
     async def _finish(self, message: Finished) -> None:
         self._leave()
+        self._forget_update()
         body = signed.canonical(statement_body(self._setup, self._ledger))
         await self._rpc.send(Statement(body, signed.sign(STATEMENT_KIND, body, self._setup.signing_key)))
         self.on_event({"event": "finished", "rounds": message.rounds})
@@ -292,17 +320,29 @@ class ClientRun:
             match effect:
                 case Persist(record):
                     await asyncio.to_thread(self._journal.record, record)
-                case Charge(round_, attempt):
-                    if self._setup.manifest.privacy.protocol == "R1":
-                        charge = round_charge(self._setup.manifest, round_, attempt)
-                        await asyncio.to_thread(self._ledger.charge, charge)
+                    if isinstance(record, SpentRecord):
+                        self._forget_update()
+                case Charge(_, attempt):
+                    if self._update is None:
+                        raise LocalProtocolError("an upload without an update")
+                    await self._charge(self._update, attempt)
                 case Send(message, _):
                     self._heed(await self._rpc.send(message))  # type: ignore[arg-type]
                 case Upload(header, words):
-                    replay = partial(chunks, words, self._setup.params)
-                    self._heed(await self._rpc.upload(header, replay, self.upload_limit))
+                    self._heed(await self._rpc.upload(header, partial(self._pieces, words), self.upload_limit))
                 case _:
                     raise AssertionError(f"a client session has no effect {type(effect).__name__}")
+
+    async def _charge(self, update: RoundUpdate, attempt: int) -> None:
+        """Durably, before a byte of these values leaves; a further attempt that carries the same ones costs nothing."""
+        if self._setup.manifest.privacy.protocol == "R1" and not update.charged:
+            charge = round_charge(self._setup.manifest, update.round, attempt)
+            await asyncio.to_thread(self._ledger.charge, charge)
+        update.charged = True
+
+    def _pieces(self, words: Words, first: int) -> Iterator[bytes]:
+        """Chunks of an upload from index `first` on."""
+        return islice(chunks(words, self._setup.params), first, None)
 
     def _heed(self, receipt: Receipt) -> None:
         """Late or refused: this attempt goes on without us. What was charged stays charged; the next round counts."""
@@ -311,13 +351,16 @@ class ClientRun:
             self.on_event({"event": "left-out", "reason": receipt.reason or receipt.status.name.lower()})
 
     def _leave(self) -> None:
-        """End the attempt that we are in. Training is not interrupted half-way: its result is thrown away, and the next
-        training waits for its turn at the process."""
+        """End the attempt that we are in. What it was to carry is kept: another attempt of the round may come."""
         joined, self._joined = self._joined, None
         if joined is not None:
             joined.session.abort()
-            if joined.training is not None:
-                joined.training.add_done_callback(_forget)
+
+    def _forget_update(self) -> None:
+        """The round is spent or over."""
+        update, self._update = self._update, None
+        if update is not None:
+            update.forget()
 
     async def _withdraw(self, error: BaseException) -> None:
         """Tell the server the class of the error, never its content; it must not mask the error itself."""
@@ -328,9 +371,3 @@ class ClientRun:
             await asyncio.wait_for(self._rpc.send(Withdraw(str(code), type(error).__name__)), timeout=5)
         except (ProtocolError, TimeoutError):
             log.info("the server could not be told about %s", code)
-
-
-def _forget(training: "asyncio.Task[Model]") -> None:
-    """Nobody waits for this result; a failure shows again in the next training."""
-    if not training.cancelled():
-        training.exception()

@@ -5,13 +5,15 @@ roster and manifest, the server's under the report and under each release-ledger
 statement, and the digests that tie rounds to manifest, roster and model.
 """
 
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dp.errors import ReportError
+from dp.errors import PrivacyError, ReportError
 from dp.report import (
     Check,
     MethodResult,
@@ -22,6 +24,7 @@ from dp.report import (
     render_html,
     verify_report,
 )
+from dp.report_checks import statement_checks
 from ffm.client_run import STATEMENT_KIND
 from ffm.server_run import RoundFacts, RunState, write_atomic
 from protocol import manifest as manifest_module
@@ -30,14 +33,17 @@ from protocol import signed
 from protocol.context import announcement_error, context
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
-from protocol.messages import Announcement, LedgerRow, Statement, ledger_genesis
-from protocol.release import follow
+from protocol.messages import Announcement, LedgerRow, Statement
+from protocol.release import ReleaseLedger, follow
 from protocol.roster import Roster, parse_model
 from secagg.errors import SecAggError
 from secagg.signing import SigningKey, VerifyKey
 from secagg.types import ClientId
 
+log = logging.getLogger(__name__)
+
 KIND = "application/vnd.secagg.report.v1+json"
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # JSON of another shape
 OWNER_FILE = "owner.pub.hex"
 DISTRIBUTIONS = (
     "secagg-ffm",
@@ -81,19 +87,10 @@ def gather(
     utility: Sequence[MethodResult],
     evaluation_data: str,
 ) -> ReportFacts:
-    """The facts of a run. Statements whose signature or form is wrong are refused.
-
-    Raises:
-        ProtocolError: A statement that its client did not sign, or that speaks of another manifest.
-    """
-    accepted = []
-    for client, statement in sorted(statements.items()):
-        body = signed.verify(STATEMENT_KIND, statement.body, statement.signature, documents.roster.verify_key(client))
-        if body.get("client_id") != client or body.get("manifest_digest") != documents.manifest.digest().hex():
-            raise ProtocolError("a client's statement is about somebody or something else", found=f"client {client}")
-        accepted.append(SignedStatement(body, statement.signature.hex()))
+    """The facts of a run. A statement that is not its client's, or contradicts the run, is left out: one client must
+    not cancel everybody's report, and the report names whose statement is missing."""
     ended = max([state.started, *(row.ended for row in state.rounds)])
-    return ReportFacts(
+    facts = ReportFacts(
         run_id=state.run_id,
         started=state.started,
         ended=ended,
@@ -105,12 +102,31 @@ def gather(
         roster=SignedDocument(
             documents.roster.model_dump(mode="json"), documents.roster.root().hex(), documents.roster_signature.hex()
         ),
-        statements=accepted,
+        statements=(),
         rounds=[asdict(row) for row in state.rounds],
         utility=utility,
         evaluation_data=evaluation_data,
         versions=installed_versions(),
     )
+    plain = json.loads(signed.canonical(facts.to_json()))
+    accepted = []
+    for client, statement in sorted(statements.items()):
+        try:
+            body = signed.verify(
+                STATEMENT_KIND, statement.body, statement.signature, documents.roster.verify_key(client)
+            )
+            # The id first and alone: names of checks hold it, and they are logged.
+            wrong = [] if isinstance(body, dict) and body.get("client_id") == client else ["client_id"]
+            if not wrong:
+                entry = {"statement": body, "signature": statement.signature.hex()}
+                wrong = [check.name for check in statement_checks(plain, entry) if not check.ok]
+        except (*_MALFORMED, ProtocolError, PrivacyError) as error:
+            wrong = [type(error).__name__]
+        if wrong:
+            log.warning("the statement of client %d is left out of the report: %s", client, wrong[0])
+        else:
+            accepted.append(SignedStatement(body, statement.signature.hex()))
+    return replace(facts, statements=accepted)
 
 
 def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
@@ -187,7 +203,7 @@ def _release_ledger(
     """The rows of the report are consecutive, signed by the server, and each belongs to the round it stands in."""
     params = manifest.secagg_params()
     model: bytes | None = None
-    position: tuple[int, bytes] | None = None
+    ledger: ReleaseLedger | None = ReleaseLedger(manifest.digest())
     for facts in rounds:
         announcement = Announcement(
             facts.round,
@@ -196,6 +212,7 @@ def _release_ledger(
             roster.root(),
             model or bytes(32),
             tuple(ClientId(c) for c in facts.cohort),
+            0,  # enters no digest
         )
         problem = announcement_error(announcement, roster, manifest)
         yield Check(f"round {facts.round}: cohort", problem is None, problem or "as signed", "as signed")
@@ -206,15 +223,12 @@ def _release_ledger(
             continue
         raw = facts.ledger_row
         hashes = (bytes.fromhex(raw[name]) for name in ("ctx", "root_u2", "hash_u3", "signature"))
-        row = LedgerRow(raw["seq"], *hashes)
+        row = LedgerRow(raw["seq"], facts.round, facts.attempt, *hashes)
         yield _equal(f"round {facts.round}: ledger row's ctx", raw["ctx"], facts.ctx)
-        if position is None and row.seq == 1:
-            position = (0, ledger_genesis(manifest.digest()))
-        if position is not None:
-            after = follow(manifest.digest(), *position, (row,), server)
-            good = after is not None and after[1].hex() == raw["head"]
+        if ledger is not None:  # after a break nothing more can be said
+            ledger = follow(ledger, (row,), server)
+            good = ledger is not None and ledger.head.hex() == raw["head"]
             yield Check(f"round {facts.round}: signed release-ledger row", good, "chain" if good else "broken", "chain")
-            position = after
 
 
 def _document(kind: str, entry: Mapping[str, Any], owner: VerifyKey, model: type[Any]) -> Any:

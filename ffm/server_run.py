@@ -1,8 +1,9 @@
 """The server's whole run: rounds of one task over the gRPC server, checkpoints, and the facts for the report.
 
-The server needs no torch: a model is a flat vector. After each round the new model and the round's facts are written
-to the run folder by atomic rename; a server that was killed starts again at the next round number with the last
-written model.
+The server needs no torch: a model is a flat vector. After each attempt the model and its facts are written to the run
+folder by atomic rename. An aborted attempt is tried again, a few times, as the next attempt of its round, unless its
+set was about to be opened: then clients may have signed, and the next round is due. A server that was killed goes on
+with the running attempt; if that cannot be, with the next one.
 """
 
 import asyncio
@@ -17,22 +18,30 @@ from typing import Any
 
 import numpy as np
 
+from dp.errors import LedgerError
+from ffm.published_sum import sum_bytes
 from ffm.step import Model, aggregate_digest, model_bytes, next_model
 from protocol.effects import Abort, Released
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
-from protocol.messages import Announcement, Finished, RoundResult, Statement
+from protocol.messages import Announcement, Finished, LedgerRow, RoundResult, Statement
+from protocol.release import ReleaseLedger
 from protocol.roster import Roster
+from protocol.rpc.attempt_log import AttemptLog, remove_logs
 from protocol.rpc.journal import ServerJournal
 from protocol.rpc.limits import Deadlines
 from protocol.rpc.server import AggregationServer
 from protocol.server import ServerSession
+from secagg.errors import SecAggError
 from secagg.signing import SigningKey
 from secagg.types import ClientId
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-MAX_ABORTS_IN_A_ROW = 3
+MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state.json"
+
+ATTEMPTS_PER_ROUND = 3
+MAX_ABORTS_IN_A_ROW = 2 * ATTEMPTS_PER_ROUND
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -88,6 +97,53 @@ class ServerRun:
         self.deadlines = Deadlines()
         self.on_event: Event = lambda event: None
         self.state = load_state(folder)
+        self._restored: tuple[ServerSession, int] | None = None  # and when it began
+
+    async def restore(self, initial: Model) -> bool:
+        """Before the server is bound: bring back what clients of an earlier process may ask for, and the attempt that
+        ran when it was killed.
+
+        Returns:
+            Whether there is one to go on with. One whose log is damaged is given up, and `on_event` is told.
+        """
+        model = self._checkpoint(initial)
+        self._rpc.publish(self.manifest.model_digest(model_bytes(model)), model_bytes(model))
+        self._tell_again()
+        try:
+            log = AttemptLog.unfinished(self._journal)
+            if log is None:
+                return False
+            begun = log.begun
+            if self._is_written(begun.announcement):  # killed between checkpoint and clean-up
+                log.close()
+                remove_logs(self._journal)
+                return False
+            if begun.announcement.model_digest != self.manifest.model_digest(model_bytes(model)):
+                log.close()
+                raise ProtocolError("the running attempt began with another model than the checkpoint", code="E424")
+            then = self._journal.ledger.upto(begun.announcement.ledger_seq)
+            session = self._session(begun.announcement, then, begun.excluded)
+            await self._rpc.restore(session, log)
+        except (LedgerError, SecAggError) as error:
+            round_, attempt = self._journal.last
+            self.on_event({"event": "burnt", "round": round_, "attempt": attempt, "reason": str(error)})
+            _log.warning("attempt %d of round %d cannot be resumed: %s", attempt, round_, error.code)
+            return False
+        self._restored = session, begun.started
+        return True
+
+    def _tell_again(self) -> None:
+        """The last result, to clients that did not hear of it or still want the sum."""
+        facts = self.state.rounds[-1] if self.state.rounds else None
+        path = self._folder / SUM
+        if facts is None or facts.status != "released" or not path.exists():
+            return
+        total, included = path.read_bytes(), tuple(ClientId(client) for client in facts.masked)
+        digest = aggregate_digest(bytes.fromhex(facts.ctx), included, total)
+        if digest.hex() == facts.aggregate_digest:
+            self._rpc.publish(digest, total)
+            next_digest = bytes.fromhex(facts.model_digest)
+            self._rpc.broadcast(RoundResult(facts.round, facts.attempt, included, digest, next_digest))
 
     async def run(self, initial: Model) -> Model:
         """Run the remaining rounds; the last model.
@@ -96,55 +152,132 @@ class ServerRun:
             ProtocolError: Several attempts in a row ended without a sum.
         """
         model = self._checkpoint(initial)
-        write_atomic(self._folder / "state.json", json.dumps(asdict(self.state), indent=1).encode())
-        first = self._journal.last[0] + 1
         aborts = 0
-        for round_ in range(first, self.manifest.training.rounds + 1):
-            model, released = await self._round(round_, model)
+        if self._restored is not None:
+            session, started = self._restored
+            self._restored = None
+            self._publish(model, session.announcement)
+            outcome = await self._rpc.resume(self.deadlines)
+            model, released = await self._ended(session, outcome, model, started)
+            aborts = 0 if released else 1
+        self._account_for_rows(model)
+        while (key := self._next_key()) is not None:
+            if aborts:  # who was lost a moment ago may be back in a moment
+                await self._rpc.wait_connected(self.roster.ids, self.deadlines.grace)
+            model, released = await self._attempt(key, model)
+            self._account_for_rows(model)
             aborts = 0 if released else aborts + 1
             if aborts == MAX_ABORTS_IN_A_ROW:
                 reason = self.state.rounds[-1].reason
                 raise ProtocolError(
                     f"{aborts} attempts in a row ended without a sum",
                     found=reason,
-                    expected=f"at least {self.params.required} clients in every phase",
+                    expected=f"at least {self.params.required_advertised} clients that stay until the end",
                     do="look at the drops of the last rounds; start the server again when the clients are back",
                     code="E420",
                 )
         return model
 
-    async def _round(self, round_: int, model: Model) -> tuple[Model, bool]:
-        data = model_bytes(model)
+    def _next_key(self) -> tuple[int, int] | None:
+        """The attempt to run next, above everything known; None after the last round."""
+        known = [self._journal.last, *((facts.round, facts.attempt) for facts in self.state.rounds[-1:])]
+        round_, attempt = max(known)
+        # Where a row was written clients may have signed: the round is spent, whatever became of it.
+        rows = [facts.round for facts in self.state.rounds if facts.ledger_row is not None]
+        opened = max([self._journal.ledger.last_round, *rows])
+        if round_ > opened and attempt + 1 < ATTEMPTS_PER_ROUND:
+            key = (round_, attempt + 1)
+        else:
+            key = (max(round_, opened) + 1, 0)
+        return key if key[0] <= self.manifest.training.rounds else None
+
+    async def _attempt(self, key: tuple[int, int], model: Model) -> tuple[Model, bool]:
+        ledger = self._journal.ledger
         announcement = Announcement(
-            round=round_,
-            attempt=0,
+            round=key[0],
+            attempt=key[1],
             manifest_digest=self.manifest.digest(),
             roster_root=self.roster.root(),
-            model_digest=self.manifest.model_digest(data),
+            model_digest=self.manifest.model_digest(model_bytes(model)),
             cohort=self.roster.ids,
+            ledger_seq=ledger.seq,
         )
         started = int(datetime.now(UTC).timestamp())
-        session = ServerSession(self.params, announcement, self.roster, self._signer, self._journal.ledger)
-        self._rpc.publish(announcement.model_digest, data)
-        self.on_event({"event": "round", "round": round_, "rounds": self.manifest.training.rounds})
+        session = self._session(announcement, ledger, self._journal.convicted)
+        self._publish(model, announcement)
         outcome = await self._rpc.run_attempt(session, self.deadlines)
-        digest = b""
+        return await self._ended(session, outcome, model, started)
+
+    def _session(
+        self, announcement: Announcement, ledger: ReleaseLedger, excluded: frozenset[ClientId]
+    ) -> ServerSession:
+        return ServerSession(self.params, announcement, self.roster, self._signer, ledger, excluded)
+
+    def _publish(self, model: Model, announcement: Announcement) -> None:
+        self._rpc.publish(announcement.model_digest, model_bytes(model))
+        total, round_, attempt = self.manifest.training.rounds, announcement.round, announcement.attempt
+        self.on_event({"event": "round", "round": round_, "attempt": attempt, "rounds": total})
+
+    async def _ended(
+        self, session: ServerSession, outcome: Released | Abort, model: Model, started: int
+    ) -> tuple[Model, bool]:
+        """Write down what became of an attempt, then tell the clients."""
+        digest, total, released = b"", b"", isinstance(outcome, Released)
         if isinstance(outcome, Released):
-            total = outcome.total.astype("<i8").tobytes()
+            total, model = await asyncio.to_thread(self._step, outcome, model)
             digest = aggregate_digest(session.ctx, outcome.masked, total)
-            model = next_model(model, outcome.total, len(outcome.masked), self.manifest)
-            if not np.isfinite(model).all():
-                raise ProtocolError("the aggregate makes the model infinite", code="E421")
+        else:
+            self._journal.convict(outcome.convicted)
         facts = self._facts(session, outcome, digest, started)
-        facts.model_digest = self.manifest.model_digest(model_bytes(model)).hex()
-        await asyncio.to_thread(self._write, model, facts)
+        data = model_bytes(model)
+        facts.model_digest = self.manifest.model_digest(data).hex()
+        await asyncio.to_thread(self._write, data, facts, total)
+        await self._rpc.settle()
         if isinstance(outcome, Released):
             self._rpc.publish(digest, total)
-            self._rpc.broadcast(
-                RoundResult(round_, 0, outcome.masked, digest, self.manifest.model_digest(model_bytes(model)))
-            )
+            key, next_digest = (facts.round, facts.attempt), bytes.fromhex(facts.model_digest)
+            self._rpc.broadcast(RoundResult(*key, outcome.masked, digest, next_digest))
         self.on_event({"event": "round-ended", **asdict(facts)})
-        return model, isinstance(outcome, Released)
+        return model, released
+
+    def _step(self, outcome: Released, model: Model) -> tuple[bytes, Model]:
+        """Bytes of the sum, and the model after it."""
+        model = next_model(model, outcome.total, len(outcome.masked), self.manifest)
+        if not np.isfinite(model).all():
+            raise ProtocolError("the aggregate makes the model infinite", code="E421")
+        return sum_bytes(outcome.total), model
+
+    def _is_written(self, announcement: Announcement) -> bool:
+        key = (announcement.round, announcement.attempt)
+        return any((facts.round, facts.attempt) == key for facts in self.state.rounds)
+
+    def _account_for_rows(self, model: Model) -> None:
+        """Facts for release-ledger rows of attempts that this server could not finish: the report shows every row."""
+        now, digest = int(datetime.now(UTC).timestamp()), self.manifest.model_digest(model_bytes(model)).hex()
+        for row, head in zip(self._journal.ledger.rows, self._journal.ledger.heads, strict=True):
+            last = max(((facts.round, facts.attempt) for facts in self.state.rounds), default=(0, 0))
+            if (row.round, row.attempt) <= last:
+                continue
+            facts = RoundFacts(
+                round=row.round,
+                attempt=row.attempt,
+                status="aborted",
+                reason="the server could not go on with this attempt after a restart",
+                ctx=row.ctx.hex(),
+                cohort=list(self.roster.ids),
+                advertised=[],
+                shared=[],
+                masked=[],
+                checked=[],
+                unmasked=[],
+                drops={},
+                ledger_row=_row_facts(row, head),
+                aggregate_digest="",
+                model_digest=digest,
+                started=now,
+                ended=now,
+            )
+            self._write(model_bytes(model), facts, b"")
 
     async def finish(self, wait_s: float) -> dict[ClientId, Statement]:
         """End the task; the signed privacy-ledger statements that arrive within `wait_s` seconds."""
@@ -167,16 +300,7 @@ class ServerRun:
             checked=list(session.checked),
             unmasked=list(session.unmasked),
             drops={str(client): reason.name for client, reason in sorted(session.drops.items())},
-            ledger_row=None
-            if row is None
-            else {
-                "seq": row.seq,
-                "ctx": row.ctx.hex(),
-                "root_u2": row.root_u2.hex(),
-                "hash_u3": row.hash_u3.hex(),
-                "head": session.ledger.head.hex(),
-                "signature": row.signature.hex(),
-            },
+            ledger_row=None if row is None else _row_facts(row, session.ledger.head),
             aggregate_digest=digest.hex(),
             model_digest="",
             started=started,
@@ -186,26 +310,61 @@ class ServerRun:
     # -- the run folder -----------------------------------------------------------------------------------------------
 
     def _checkpoint(self, initial: Model) -> Model:
-        """The model to go on from: the last written one, or the manifest's initial adapter."""
-        path = self._folder / "model.f32"
-        if not path.exists():
-            return initial
-        model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
-        if len(model) != self.manifest.adapter.size:
-            raise ProtocolError(
-                "the checkpoint belongs to another manifest", found=len(model), expected=self.manifest.adapter.size
-            )
-        return model
+        """The model to go on from: the last written one, or the manifest's initial adapter.
 
-    def _write(self, model: Model, facts: RoundFacts) -> None:
+        Raises:
+            ProtocolError: E422, no file of the run folder is the model that the last facts name.
+        """
+        model, written = initial, self._folder / MODEL
+        expected = self.state.rounds[-1].model_digest if self.state.rounds else None
+        if expected is None and not written.exists():
+            write_atomic(self._folder / STATE, self._state_json())
+            return model
+        for path in (written, self._folder / NEXT_MODEL):
+            if not path.exists():
+                continue
+            model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
+            if expected in (None, self.manifest.model_digest(model_bytes(model)).hex()):
+                if path != written:  # killed between the facts and the renaming
+                    os.replace(path, written)
+                return model
+        if expected == self.manifest.model_digest(model_bytes(initial)).hex():
+            return initial
+        raise ProtocolError(
+            "the run folder does not hold the model of its last round",
+            found=f"no {MODEL} with the digest {(expected or '')[:16]}...",
+            expected="the files of one run, as this server wrote them",
+            do="restore model and state of this run folder together",
+            code="E422",
+        )
+
+    def _write(self, model: bytes, facts: RoundFacts, total: bytes) -> None:
+        """Model and facts change together: a server that is killed in between finds the right one of two models."""
         self.state.rounds.append(facts)
-        write_atomic(self._folder / "model.f32", model_bytes(model))
-        write_atomic(self._folder / "state.json", json.dumps(asdict(self.state), indent=1).encode())
+        if total:
+            write_atomic(self._folder / SUM, total)
+        write_atomic(self._folder / NEXT_MODEL, model)
+        write_atomic(self._folder / STATE, self._state_json())
+        os.replace(self._folder / NEXT_MODEL, self._folder / MODEL)
+
+    def _state_json(self) -> bytes:
+        return json.dumps(asdict(self.state), indent=1).encode()
+
+
+def _row_facts(row: LedgerRow, head: bytes) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "ctx": row.ctx.hex(),
+        "root_u2": row.root_u2.hex(),
+        "hash_u3": row.hash_u3.hex(),
+        "head": head.hex(),
+        "signature": row.signature.hex(),
+    }
 
 
 def load_state(folder: Path) -> RunState:
     """The facts that a run folder holds; fresh ones if there are none yet."""
-    path = folder / "state.json"
+    path = folder / STATE
     if not path.exists():
         return RunState(folder.name, int(datetime.now(UTC).timestamp()))
     raw = json.loads(path.read_bytes())

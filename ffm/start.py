@@ -101,8 +101,10 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
     try:
+        resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_initial, site))
         await rpc.start(*site.address)
-        await rpc.wait_connected(site.roster.ids, options.wait_connected_s)
+        if not resumed:
+            await rpc.wait_connected(site.roster.ids, options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_initial, site))
         statements = await run.finish(options.wait_statements_s)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")

@@ -18,6 +18,8 @@ from secagg.types import ClientId
 
 Model = NDArray[np.float32]
 
+_PIECE = 1 << 15  # values; stays in the cache
+
 
 def model_bytes(model: Model) -> bytes:
     """Little-endian float32 bytes: 4 per value."""
@@ -46,11 +48,17 @@ def model_from_bytes(data: bytes, manifest: Manifest, expected_digest: bytes) ->
 
 
 def aggregate_digest(ctx: bytes, included: tuple[ClientId, ...], total: bytes) -> bytes:
-    """Digest under which a sum (little-endian int64 bytes) over `included` is published."""
+    """Digest under which a sum (little-endian int32 bytes) over `included` is published."""
     return digest(AGGREGATE_DIGEST, ctx, id_list(included), total)
 
 
-def next_model(model: Model, total: Values, count: int, manifest: Manifest) -> Model:
-    """model + total / (scale * count), rounded once to float32."""
-    mean = total.astype(np.float64) / float(manifest.aggregation.scale * count)
-    return (model.astype(np.float64) + mean).astype(np.float32)
+def next_model(model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest) -> Model:
+    """model + total / (scale * count), rounded once to float32; piece by piece, without full float64 copies."""
+    divisor = float(manifest.aggregation.scale * count)
+    out = np.empty(len(model), dtype=np.float32)
+    scratch = np.empty(_PIECE)
+    for start in range(0, len(model), _PIECE):
+        part = out[start : start + _PIECE]
+        mean = np.divide(total[start : start + _PIECE], divisor, out=scratch[: len(part)])
+        np.add(mean, model[start : start + _PIECE], out=part, dtype=np.float64, casting="same_kind")
+    return out

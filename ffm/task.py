@@ -81,7 +81,8 @@ class PrivacySettings(StrictModel):
 class AggregationSettings(StrictModel):
     """Secure aggregation, in the manifest's words."""
 
-    num_clients: Annotated[int, Field(ge=3, le=256)]
+    graph: Annotated[str, Field(pattern="^(complete|ring)$")] = "complete"  # the ring: from 200 clients on
+    num_clients: Annotated[int, Field(ge=3, le=10_000)]
     max_corrupt: Annotated[int, Field(ge=0)]
     max_dropouts: Annotated[int, Field(ge=0)]
     min_cohort: Annotated[int, Field(ge=3)]
@@ -238,7 +239,6 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
     )
     aggregation = AggregationSpec.model_validate(
         {
-            "graph": "complete",
             "assurance": "masking",
             "cipher": "aes-256-ctr",
             "scale": chosen.aggregation_scale,

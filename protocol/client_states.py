@@ -7,8 +7,10 @@ unmasking no share is left, so "never both shares of one peer" and "never answer
 from dataclasses import dataclass, fields
 
 from protocol.manifest import Manifest
-from protocol.messages import AdvertiseKeys, Announcement, ledger_genesis
+from protocol.messages import AdvertiseKeys, Announcement
+from protocol.release import ReleaseLedger
 from protocol.roster import Roster
+from secagg.graph import NeighborGraph
 from secagg.masking import Mask
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey, VerifyKey
@@ -21,13 +23,12 @@ class ClientMemory:
 
     joined: tuple[int, int]  # highest (round, attempt) ever joined
     spent_round: int  # highest round whose ConsistencyCheck was signed
-    ledger_seq: int
-    ledger_head: bytes
+    ledger: ReleaseLedger  # every row signed or followed so far
 
     @classmethod
     def fresh(cls, manifest: Manifest) -> "ClientMemory":
         """Memory of a client that never took part in this task."""
-        return cls((0, 0), 0, 0, ledger_genesis(manifest.digest()))
+        return cls((0, 0), 0, ReleaseLedger(manifest.digest()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,11 @@ class AwaitingKeys:
 class AwaitingShares:
     """Shares dealt; the shares of the others come next."""
 
-    advertised: dict[ClientId, AdvertiseKeys]
+    advertised: dict[ClientId, AdvertiseKeys]  # ours and the neighbours'
+    graph: NeighborGraph
     root_u1: bytes
-    ledger: tuple[int, bytes]
-    own_share: Secret
+    ledger: ReleaseLedger
+    own_share: Secret | None  # on the complete graph only
     encryption_sk: Secret
     masking_sk: Secret
     self_seed: Secret
@@ -92,8 +94,9 @@ class AwaitingInput:
     """Mask seeds derived, private keys gone; the values to send come next, from local training."""
 
     shared: tuple[ClientId, ...]
+    graph: NeighborGraph
     root_u2: bytes
-    ledger: tuple[int, bytes]
+    ledger: ReleaseLedger
     complaints: tuple[ClientId, ...]
     held: Held
     masks: tuple[Mask, ...]
@@ -104,8 +107,9 @@ class AwaitingSurvivors:
     """Masked input handed over; U3 comes next."""
 
     shared: tuple[ClientId, ...]
+    graph: NeighborGraph
     root_u2: bytes
-    ledger: tuple[int, bytes]
+    ledger: ReleaseLedger
     held: Held
 
 

@@ -9,7 +9,7 @@ Nothing is ever signed or hashed over these bytes (`protocol.messages` has the s
 library that serialises differently would break interoperability, never a signature.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeVar, assert_never
 
 from google.protobuf.message import DecodeError, Message
@@ -25,8 +25,10 @@ from protocol.messages import (
     ConsistencyCheck,
     DealtShare,
     Finished,
+    KeyEntry,
     KeyList,
     LedgerRow,
+    LedgerRows,
     MaskedInput,
     PeerShares,
     RoundResult,
@@ -38,16 +40,18 @@ from protocol.messages import (
     UnmaskingShares,
     Withdraw,
 )
+from protocol.release import MAX_SEGMENT
 from secagg.types import ClientId, Phase
 
-MAX_CLIENT_FRAME: Final = 320 * 1024
-MAX_SERVER_FRAME: Final = 512 * 1024
-MAX_CLIENTS: Final = 256
-MAX_LEDGER_ROWS: Final = 2048
-MAX_PATH: Final = 8  # Merkle path over at most 256 leaves
+MAX_CLIENT_FRAME: Final = 512 * 1024
+MAX_SERVER_FRAME: Final = 1024 * 1024
+MAX_CLIENTS: Final = 10_000
+MAX_NEIGHBORS: Final = 641  # one client and its neighbours (secagg.params.MAX_DEGREE)
+MAX_PATH: Final = 14  # Merkle path over at most 10,000 leaves
 MAX_STATEMENT: Final = 256 * 1024
 MAX_TEXT: Final = 4096
 MAX_COUNTER: Final = 2**31 - 1  # rounds and attempts
+MAX_SEQ: Final = 2**53 - 1
 MAX_WORDS: Final = 2**40
 
 _CIPHERTEXT_BYTES = (0, 82)
@@ -181,7 +185,7 @@ def _client_frame(message: ClientMessage) -> pb.ClientFrame:
         case AdvertiseKeys():
             return pb.ClientFrame(advertise_keys=_keys_pb(message))
         case ShareKeys():
-            _ascending(message.shares, lambda s: s.recipient, "shares")
+            _ascending(message.shares, lambda s: s.recipient, "shares", MAX_NEIGHBORS)
             shares = [_sealed_pb(share) for share in message.shares]
             return pb.ClientFrame(share_keys=pb.ShareKeys(shares=shares, signature=_signature(message.signature)))
         case MaskedInput():
@@ -209,6 +213,8 @@ def _client_frame(message: ClientMessage) -> pb.ClientFrame:
             ranged(len(message.body), 1, MAX_STATEMENT, "length of a statement")
             statement = pb.Statement(body=message.body, signature=_signature(message.signature))
             return pb.ClientFrame(statement=statement)
+        case LedgerRows():
+            return pb.ClientFrame(ledger_rows=pb.LedgerRows(rows=_rows_pb(message.rows, "rows")))
     assert_never(message)
 
 
@@ -217,7 +223,7 @@ def _client_message(frame: pb.ClientFrame) -> ClientMessage:
         case "advertise_keys":
             return _keys(frame.advertise_keys)
         case "share_keys":
-            shares = _capped(frame.share_keys.shares, MAX_CLIENTS, "shares")
+            shares = _capped(frame.share_keys.shares, MAX_NEIGHBORS, "shares")
             return ShareKeys(
                 tuple(SealedShare(ClientId(s.recipient), s.ciphertext, s.self_hash, s.key_hash) for s in shares),
                 frame.share_keys.signature,
@@ -230,13 +236,15 @@ def _client_message(frame: pb.ClientFrame) -> ClientMessage:
         case "unmasking_shares":
             answer = frame.unmasking_shares
             return UnmaskingShares(
-                tuple((ClientId(s.client), s.share) for s in _capped(answer.self_shares, MAX_CLIENTS, "self_shares")),
-                tuple((ClientId(s.client), s.share) for s in _capped(answer.key_shares, MAX_CLIENTS, "key_shares")),
+                tuple((ClientId(s.client), s.share) for s in _capped(answer.self_shares, MAX_NEIGHBORS, "self_shares")),
+                tuple((ClientId(s.client), s.share) for s in _capped(answer.key_shares, MAX_NEIGHBORS, "key_shares")),
             )
         case "withdraw":
             return Withdraw(frame.withdraw.code, frame.withdraw.what)
         case "statement":
             return Statement(frame.statement.body, frame.statement.signature)
+        case "ledger_rows":
+            return LedgerRows(_rows(frame.ledger_rows.rows, "rows"))
     _nothing("ClientFrame")
 
 
@@ -254,15 +262,22 @@ def _server_frame(message: ServerMessage) -> pb.ServerFrame:
                     roster_root=_hash(message.roster_root, "roster_root"),
                     model_digest=_hash(message.model_digest, "model_digest"),
                     cohort=id_tuple(message.cohort, "cohort"),
+                    ledger_seq=ranged(message.ledger_seq, 0, MAX_SEQ, "ledger_seq"),
                 )
             )
         case KeyList():
-            _ascending(message.entries, lambda e: e[0], "entries")
-            entries = [pb.KeyEntry(client=client, keys=_keys_pb(keys)) for client, keys in message.entries]
-            segment = [_row_pb(row) for row in _capped(message.segment, MAX_LEDGER_ROWS, "segment")]
-            return pb.ServerFrame(key_list=pb.KeyList(entries=entries, segment=segment))
+            _ascending(message.entries, lambda e: e.client, "entries", MAX_NEIGHBORS)
+            return pb.ServerFrame(
+                key_list=pb.KeyList(
+                    advertised=_bits(message.advertised),
+                    entries=[
+                        pb.KeyEntry(client=e.client, keys=_keys_pb(e.keys), path=_path(e.path)) for e in message.entries
+                    ],
+                    segment=_rows_pb(message.segment, "segment"),
+                )
+            )
         case PeerShares():
-            _ascending(message.shares, lambda s: s.dealer, "shares")
+            _ascending(message.shares, lambda s: s.dealer, "shares", MAX_NEIGHBORS)
             shares = [_dealt_pb(share) for share in message.shares]
             return pb.ServerFrame(peer_shares=pb.PeerShares(shared=_bits(message.shared), shares=shares))
         case SurvivorNotice():
@@ -301,13 +316,20 @@ def _server_message(frame: pb.ServerFrame) -> ServerMessage:
         case "announcement":
             a = frame.announcement
             cohort = id_tuple(a.cohort, "cohort")
-            return Announcement(a.round, a.attempt, a.manifest_digest, a.roster_root, a.model_digest, cohort)
+            digests = (a.manifest_digest, a.roster_root, a.model_digest)
+            return Announcement(a.round, a.attempt, *digests, cohort, a.ledger_seq)
         case "key_list":
-            entries = _capped(frame.key_list.entries, MAX_CLIENTS, "entries")
-            segment = _capped(frame.key_list.segment, MAX_LEDGER_ROWS, "segment")
-            return KeyList(tuple((ClientId(e.client), _keys(e.keys)) for e in entries), tuple(map(_row, segment)))
+            entries = _capped(frame.key_list.entries, MAX_NEIGHBORS, "entries")
+            return KeyList(
+                frame.key_list.advertised,
+                tuple(
+                    KeyEntry(ClientId(e.client), _keys(e.keys), tuple(_capped(e.path, MAX_PATH, "path")))
+                    for e in entries
+                ),
+                _rows(frame.key_list.segment, "segment"),
+            )
         case "peer_shares":
-            shares = _capped(frame.peer_shares.shares, MAX_CLIENTS, "shares")
+            shares = _capped(frame.peer_shares.shares, MAX_NEIGHBORS, "shares")
             return PeerShares(frame.peer_shares.shared, tuple(map(_dealt, shares)))
         case "survivor_notice":
             return SurvivorNotice(frame.survivor_notice.masked, _row(frame.survivor_notice.row))
@@ -346,8 +368,8 @@ def _bits(data: bytes) -> bytes:
     return data
 
 
-def _ascending(items: Iterable[T], client: Callable[[T], int], name: str) -> None:
-    id_tuple([client(item) for item in items], name)
+def _ascending(items: Sequence[T], client: Callable[[T], int], name: str, limit: int = MAX_CLIENTS) -> None:
+    id_tuple([client(item) for item in _capped(items, limit, name)], name)
 
 
 def _keys_pb(message: AdvertiseKeys) -> pb.AdvertiseKeys:
@@ -355,7 +377,7 @@ def _keys_pb(message: AdvertiseKeys) -> pb.AdvertiseKeys:
         encryption_pk=sized(message.encryption_pk, 32, "encryption_pk"),
         masking_pk=sized(message.masking_pk, 32, "masking_pk"),
         commitment=_hash(message.commitment, "commitment"),
-        ledger_seq=ranged(message.ledger_seq, 0, 2**53 - 1, "ledger_seq"),
+        ledger_seq=ranged(message.ledger_seq, 0, MAX_SEQ, "ledger_seq"),
         ledger_head=_hash(message.ledger_head, "ledger_head"),
         signature=_signature(message.signature),
     )
@@ -367,7 +389,9 @@ def _keys(m: pb.AdvertiseKeys) -> AdvertiseKeys:
 
 def _row_pb(row: LedgerRow) -> pb.LedgerRow:
     return pb.LedgerRow(
-        seq=ranged(row.seq, 1, 2**53 - 1, "seq"),
+        seq=ranged(row.seq, 1, MAX_SEQ, "seq"),
+        round=_counter(row.round, "round"),
+        attempt=ranged(row.attempt, 0, MAX_COUNTER, "attempt"),
         ctx=_hash(row.ctx, "ctx"),
         root_u2=_hash(row.root_u2, "root_u2"),
         hash_u3=_hash(row.hash_u3, "hash_u3"),
@@ -376,7 +400,19 @@ def _row_pb(row: LedgerRow) -> pb.LedgerRow:
 
 
 def _row(m: pb.LedgerRow) -> LedgerRow:
-    return LedgerRow(m.seq, m.ctx, m.root_u2, m.hash_u3, m.signature)
+    return LedgerRow(m.seq, m.round, m.attempt, m.ctx, m.root_u2, m.hash_u3, m.signature)
+
+
+def _rows_pb(rows: Sequence[LedgerRow], name: str) -> list[pb.LedgerRow]:
+    return [_row_pb(row) for row in _capped(rows, MAX_SEGMENT, name)]
+
+
+def _rows(rows: Sequence[pb.LedgerRow], name: str) -> tuple[LedgerRow, ...]:
+    return tuple(_row(row) for row in _capped(rows, MAX_SEGMENT, name))
+
+
+def _path(path: Sequence[bytes]) -> list[bytes]:
+    return [_hash(node, "path") for node in _capped(path, MAX_PATH, "path")]
 
 
 def _sealed_pb(share: SealedShare) -> pb.SealedShare:
@@ -394,7 +430,7 @@ def _dealt_pb(share: DealtShare) -> pb.DealtShare:
         ciphertext=sized(share.ciphertext, _CIPHERTEXT_BYTES, "ciphertext"),
         self_hash=_hash(share.self_hash, "self_hash"),
         key_hash=_hash(share.key_hash, "key_hash"),
-        path=[_hash(node, "path") for node in _capped(share.path, MAX_PATH, "path")],
+        path=_path(share.path),
         signature=_signature(share.signature),
     )
 
@@ -405,5 +441,5 @@ def _dealt(m: pb.DealtShare) -> DealtShare:
 
 
 def _share_entries(entries: tuple[tuple[ClientId, bytes], ...], name: str) -> list[pb.ShareEntry]:
-    _ascending(entries, lambda e: e[0], name)
+    _ascending(entries, lambda e: e[0], name, MAX_NEIGHBORS)
     return [pb.ShareEntry(client=client, share=sized(share, 33, "share")) for client, share in entries]

@@ -12,6 +12,8 @@ class DropReason(enum.Enum):
     CHANGED_MESSAGE = "a second, different message for the same phase"
     BAD_SIGNATURE = "signature does not verify"
     BAD_KEYS = "malformed or duplicate public keys"
+    CONVICTED = "dealt shares that do not open, in an earlier attempt"
+    LEDGER_BEHIND = "the client missed more release-ledger rows than one message holds"
     LEDGER_MISMATCH = "the client signed release-ledger rows that this server does not have"
     BAD_SHARE_LIST = "shares for other holders than required"
     BAD_HEADER = "upload header does not fit the manifest"

@@ -26,13 +26,13 @@ class SpentRecord:
 
     round: int
     attempt: int
-    row: LedgerRow
+    rows: tuple[LedgerRow, ...]  # every row since the last record, the one of this attempt last
     head: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """Server journal: the release-ledger row, written before phase 3 starts."""
+    """Server journal: a release-ledger row, written before phase 3 starts, or when a client resupplied it."""
 
     row: LedgerRow
     head: bytes
@@ -102,6 +102,7 @@ class Abort:
 
     phase: Phase
     reason: str
+    convicted: tuple[ClientId, ...] = ()  # dealers proved at fault: left out of the next attempts
 
 
 Effect = Persist | Charge | Send | Upload | AcceptUpload | Aggregate | Released | Abort

@@ -6,6 +6,7 @@ Integers and decimal strings only: every number inside a privacy claim is exact.
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from math import prod
 from typing import Annotated, Literal
 
@@ -44,7 +45,7 @@ class TensorSpec(StrictModel):
     """Name and shape of one trainable tensor, in the order of the flat vector."""
 
     name: Name
-    shape: tuple[Positive, ...]
+    shape: Annotated[tuple[Positive, ...], Field(max_length=8)]
 
 
 class AdapterSpec(StrictModel):
@@ -55,7 +56,7 @@ class AdapterSpec(StrictModel):
     alpha: Positive
     target_modules: tuple[Name, ...]
     seed: Annotated[int, Field(ge=0, lt=2**53)]
-    tensors: tuple[TensorSpec, ...]
+    tensors: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 
     @property
     def size(self) -> int:
@@ -126,10 +127,10 @@ class PrivacySpec(StrictModel):
 class AggregationSpec(StrictModel):
     """Secure aggregation. Thresholds are derived, never written: see `secagg.params`."""
 
-    graph: Literal["complete"]
+    graph: Literal["complete", "ring"]
     assurance: Literal["masking"]
     cipher: Literal["aes-256-ctr"]
-    num_clients: Annotated[int, Field(ge=3, le=256)]
+    num_clients: Annotated[int, Field(ge=3, le=10_000)]
     max_corrupt: Annotated[int, Field(ge=0)]
     max_dropouts: Annotated[int, Field(ge=0)]
     min_cohort: Annotated[int, Field(ge=3)]
@@ -175,6 +176,7 @@ class Manifest(StrictModel):
             vector_length=self.adapter.size,
             encoding=SlotEncoding(a.slots_per_word, a.scale, a.bound, a.num_clients),
             chunk_words=a.chunk_words,
+            graph=a.graph,
         )
 
     def to_bytes(self) -> bytes:
@@ -183,6 +185,10 @@ class Manifest(StrictModel):
 
     def digest(self) -> bytes:
         """32-byte digest that enters ctx."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return digest(MANIFEST_DIGEST, self.to_bytes())
 
     def model_digest(self, vector: bytes) -> bytes:

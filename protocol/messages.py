@@ -8,6 +8,7 @@ phase 4.
 from dataclasses import dataclass, field
 
 from secagg.labels import (
+    ADVERTISE_LEAF,
     CIPHERTEXT_HASH,
     ENVELOPE_LEAF,
     LEDGER_GENESIS,
@@ -36,6 +37,8 @@ class LedgerRow:
     """One row of the server's release ledger: which set of which attempt was opened. SPEC 8."""
 
     seq: int
+    round: int
+    attempt: int
     ctx: bytes
     root_u2: bytes
     hash_u3: bytes
@@ -43,7 +46,8 @@ class LedgerRow:
 
     def head(self, previous: bytes) -> bytes:
         """Chain head after this row."""
-        return digest(LEDGER_ROW, previous, self.seq, self.ctx, self.root_u2, self.hash_u3)
+        fields = (self.seq, self.round, self.attempt, self.ctx, self.root_u2, self.hash_u3)
+        return digest(LEDGER_ROW, previous, *fields)
 
 
 def ledger_genesis(manifest_digest: bytes) -> bytes:
@@ -66,6 +70,7 @@ class Announcement:
     roster_root: bytes
     model_digest: bytes
     cohort: tuple[ClientId, ...]  # ascending
+    ledger_seq: int  # last row of the server's release ledger: a hint, in no digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +99,24 @@ class AdvertiseKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyList:
-    """Server -> members of U1: all advertisements, ascending, and the ledger rows that this client has not seen."""
+class KeyEntry:
+    """One member's advertisement; on the ring with the path from its leaf to the tree's root, else without."""
 
-    entries: tuple[tuple[ClientId, AdvertiseKeys], ...]
+    client: ClientId
+    keys: AdvertiseKeys
+    path: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList:
+    """Server -> members of U1: who is in U1, whose keys concern this client, and the ledger rows it has not seen.
+
+    `advertised` is the bitmap of U1 over the cohort. `entries`, ascending: all of U1 on the complete graph, the
+    recipient and its neighbours on the ring.
+    """
+
+    advertised: bytes
+    entries: tuple[KeyEntry, ...]
     segment: tuple[LedgerRow, ...]
 
 
@@ -234,7 +253,16 @@ class Statement:
     signature: bytes
 
 
-ClientMessage = AdvertiseKeys | ShareKeys | MaskedInput | ConsistencyCheck | UnmaskingShares | Withdraw | Statement
+@dataclass(frozen=True, slots=True)
+class LedgerRows:
+    """Client -> server: signed rows that the server announced not to have. A restored backup gets its past back."""
+
+    rows: tuple[LedgerRow, ...]
+
+
+ClientMessage = (
+    AdvertiseKeys | ShareKeys | MaskedInput | ConsistencyCheck | UnmaskingShares | Withdraw | Statement | LedgerRows
+)
 ServerMessage = (
     Announcement | KeyList | PeerShares | SurvivorNotice | Certificate | RoundResult | AttemptAborted | Finished
 )
@@ -273,12 +301,14 @@ def consistency_body(ctx: bytes, root_u2: bytes, hash_u3: bytes, seq: int, head:
     return encode(SIGN_CONSISTENCY, ctx, root_u2, hash_u3, seq, head)
 
 
-def root_advertised(ctx: bytes, entries: tuple[tuple[ClientId, AdvertiseKeys], ...]) -> bytes:
-    """root(U1) = H(ctx, sorted signed AdvertiseKeys)."""
-    parts: list[bytes] = []
-    for client, message in entries:
-        parts += [message.body(ctx, client), message.signature]
-    return digest(ROOT_ADVERTISED, ctx, *parts)
+def advertise_leaf(ctx: bytes, client: ClientId, keys: AdvertiseKeys) -> bytes:
+    """Leaf of one member of U1 in the tree under root(U1)."""
+    return digest(ADVERTISE_LEAF, keys.body(ctx, client), keys.signature)
+
+
+def root_advertised(ctx: bytes, advertised: bytes, tree_root: bytes) -> bytes:
+    """root(U1) = H(ctx, bitmap over the cohort, Merkle root over the signed AdvertiseKeys of U1, ascending)."""
+    return digest(ROOT_ADVERTISED, ctx, advertised, tree_root)
 
 
 def root_shared(root_u1: bytes, shared: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The signed membership list: who takes part, under which identity key and which TLS key. SPEC 2.2."""
 
-from typing import Annotated, Protocol, TypeVar
+from functools import cached_property
+from typing import Annotated, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,6 +29,16 @@ class StrictModel(BaseModel):
     """Base of everything that is parsed from a signed document: strict, frozen, no unknown key."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    def __copy__(self) -> Self:
+        """Fields only: what was computed once (`cached_property`) must not pass on to a copy that gets changed."""
+        return self.model_construct(
+            self.model_fields_set, **{name: getattr(self, name) for name in type(self).model_fields}
+        )
+
+    def __deepcopy__(self, memo: object = None) -> Self:
+        """The same: a frozen document holds nothing that could change below it."""
+        return self.__copy__()
 
 
 class Peer(StrictModel):
@@ -69,23 +80,35 @@ class Roster(StrictModel):
 
     def root(self) -> bytes:
         """32-byte digest that enters ctx."""
-        return digest(ROSTER_ROOT, self.to_bytes())
+        return self._root
 
     def member(self, client_id: ClientId) -> Member | None:
         """The client with this id, or None."""
-        return next((m for m in self.clients if m.client_id == client_id), None)
+        return self._members.get(client_id)
 
     def verify_key(self, client_id: ClientId) -> VerifyKey:
         """Identity key of a client. Raises DocumentError if it is not in the roster."""
-        member = self.member(client_id)
-        if member is None:
+        key = self._verify_keys.get(client_id)
+        if key is None:
             raise DocumentError("client is not in the roster", found=client_id, expected="a roster member", code="E304")
-        return VerifyKey(bytes.fromhex(member.identity_key))
+        return key
 
-    @property
+    @cached_property
     def ids(self) -> tuple[ClientId, ...]:
         """All client ids, ascending."""
-        return tuple(ClientId(m.client_id) for m in self.clients)
+        return tuple(self._members)
+
+    @cached_property
+    def _root(self) -> bytes:
+        return digest(ROSTER_ROOT, self.to_bytes())
+
+    @cached_property
+    def _members(self) -> dict[ClientId, Member]:
+        return {ClientId(m.client_id): m for m in self.clients}
+
+    @cached_property
+    def _verify_keys(self) -> dict[ClientId, VerifyKey]:
+        return {client: VerifyKey(bytes.fromhex(m.identity_key)) for client, m in self._members.items()}
 
 
 def sign_roster(roster: Roster, owner: SigningKey) -> tuple[bytes, bytes]:

@@ -22,7 +22,9 @@ from protocol.messages import (
     ClientMessage,
     ConsistencyCheck,
     DealtShare,
+    KeyEntry,
     KeyList,
+    LedgerRows,
     MaskedInput,
     PeerShares,
     SealedShare,
@@ -31,25 +33,26 @@ from protocol.messages import (
     SurvivorNotice,
     UnmaskingShares,
     Withdraw,
+    advertise_leaf,
     consistency_body,
     hash_masked,
     input_body,
     root_advertised,
     root_shared,
-    seed_commitment,
     share_hash,
     shares_body,
 )
-from protocol.release import ReleaseLedger
+from protocol.release import MAX_SEGMENT, ReleaseLedger, follow
 from protocol.roster import Roster
-from secagg import kdf, key_agreement, shamir
+from protocol.unmasking import DealerFault, Unmasking
+from secagg import key_agreement
 from secagg.encoding import Words
 from secagg.errors import AuthenticationError, ReconstructionError, SecAggError
-from secagg.graph import CompleteGraph
-from secagg.masking import Mask, pairwise_sign, unframe
+from secagg.graph import NeighborGraph, index_in, neighbor_graph
+from secagg.masking import unframe
 from secagg.params import SecAggParams
-from secagg.signing import SigningKey
-from secagg.transcript import bitmap, merkle_path, merkle_root
+from secagg.signing import SigningKey, VerifyKey
+from secagg.transcript import MerkleTree, bitmap, merkle_root
 from secagg.types import ClientId, Phase, Secret
 
 M = TypeVar("M", AdvertiseKeys, ShareKeys, ConsistencyCheck, UnmaskingShares)
@@ -65,7 +68,9 @@ class ServerSession:
         roster: Roster,
         signer: SigningKey,
         ledger: ReleaseLedger,
+        excluded: frozenset[ClientId] = frozenset(),
     ) -> None:
+        """`excluded`: clients convicted in an earlier attempt of this task; they get no further than phase 0."""
         self.params = params
         self.announcement = announcement
         self.roster = roster
@@ -77,8 +82,12 @@ class ServerSession:
         self._messages: dict[Phase, dict[ClientId, ClientMessage]] = {phase: {} for phase in Phase}
         self._headers: dict[ClientId, MaskedInput] = {}
         self._sets: dict[Phase, tuple[ClientId, ...]] = {}
+        self._inside: dict[Phase, frozenset[ClientId]] = {}  # the same sets, to look a client up
+        self._excluded = excluded
+        self._invited = frozenset(announcement.cohort)
+        self._keys_seen: set[bytes] = set()  # public keys and commitments: no two clients may share one
+        self._graph: NeighborGraph | None = None
         self._root_u1 = self._root_u2 = self._hash_u3 = b""
-        self._shares: dict[tuple[ClientId, ClientId], SealedShare] = {}  # (dealer, holder)
 
     @property
     def advertised(self) -> tuple[ClientId, ...]:
@@ -119,16 +128,18 @@ class ServerSession:
         if not self.open:
             return ()
         answered = self._messages[self.phase]
-        return tuple(c for c in self._admitted() if c not in answered and c not in self.drops)
+        return tuple(c for c in self._admitted_list() if c not in answered and c not in self.drops)
 
     def receive(self, sender: ClientId, message: ClientMessage) -> Effects | DropReason:
         """One message. A reason drops the sender from this attempt, except for late and repeated messages."""
-        if sender not in self.announcement.cohort:
+        if sender not in self._invited:
             return DropReason.NOT_INVITED
         if sender in self.drops:
             return self.drops[sender]
         if isinstance(message, Withdraw):
             return self._drop(sender, DropReason.WITHDREW)
+        if isinstance(message, LedgerRows):
+            return self._adopt(sender, message)
         phase = _PHASE_OF.get(type(message))
         if phase is None:
             return DropReason.WRONG_PHASE
@@ -140,7 +151,7 @@ class ServerSession:
             return (AcceptUpload(sender, self._headers[sender]),) if again else ()  # its upload was cut off: once more
         if phase is not self.phase or not self.open:
             return DropReason.WRONG_PHASE
-        if sender not in self._admitted():
+        if self.phase is not Phase.ADVERTISE_KEYS and sender not in self._inside[Phase(self.phase - 1)]:
             return DropReason.NOT_ADMITTED
         match message:
             case AdvertiseKeys():
@@ -178,12 +189,14 @@ class ServerSession:
         if not self.open:
             raise LocalProtocolError("no phase is open", found=self.phase.name)
         members = tuple(sorted(c for c in self._messages[self.phase] if c not in self.drops))
-        for client in self._admitted():
-            if client not in members:
+        for client in self._admitted_list():
+            if client not in self._messages[self.phase]:
                 self.drops.setdefault(client, DropReason.TIMED_OUT)
-        self._sets[self.phase] = members
-        if len(members) < self.params.required:
-            return self._abort(f"{len(members)} clients left, {self.params.required} required")
+        self._sets[self.phase], self._inside[self.phase] = members, frozenset(members)
+        params = self.params
+        required = params.required_advertised if self.phase is Phase.ADVERTISE_KEYS else params.required
+        if len(members) < required:
+            return self._abort(f"{len(members)} clients left, {required} required")
         match self.phase:
             case Phase.ADVERTISE_KEYS:
                 return self._close_advertise()
@@ -212,92 +225,120 @@ class ServerSession:
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def _close_advertise(self) -> Effects:
-        entries = tuple((c, self._message(AdvertiseKeys, c)) for c in self.advertised)
-        self._root_u1 = root_advertised(self.ctx, entries)
+        members, cohort = self.advertised, self.announcement.cohort
+        messages = {c: self._message(AdvertiseKeys, c) for c in members}
+        tree = MerkleTree([advertise_leaf(self.ctx, c, keys) for c, keys in messages.items()])
+        bits = bitmap(members, cohort)
+        self._root_u1 = root_advertised(self.ctx, bits, tree.root)
+        graph = self._graph = neighbor_graph(self.params, members, self._root_u1)
+        whole = self.params.graph == "complete"
+        entries = {c: KeyEntry(c, keys, () if whole else tree.path(i)) for i, (c, keys) in enumerate(messages.items())}
         self.phase = Phase.SHARE_KEYS
-        return tuple(Send(KeyList(entries, self.ledger.since(m.ledger_seq)), c) for c, m in entries)
+        return tuple(
+            Send(
+                KeyList(
+                    bits,
+                    tuple(entries[v] for v in sorted((c, *graph.neighbors(c)))),
+                    self.ledger.since(keys.ledger_seq),
+                ),
+                c,
+            )
+            for c, keys in messages.items()
+        )
 
     def _close_shares(self) -> Effects:
-        shared = bitmap(self.shared, self.advertised)
-        self._root_u2 = root_shared(self._root_u1, shared)
+        bits = bitmap(self.shared, self.advertised)
+        self._root_u2 = root_shared(self._root_u1, bits)
+        if problem := self._cut_off(self.shared):
+            return self._abort(problem)
         dealt: dict[ClientId, list[DealtShare]] = {c: [] for c in self.shared}
         for dealer in self.shared:
             message = self._message(ShareKeys, dealer)
-            leaves = [share.leaf(dealer) for share in message.shares]
+            tree = MerkleTree([share.leaf(dealer) for share in message.shares])
             for index, share in enumerate(message.shares):
-                self._shares[dealer, share.recipient] = share
                 if share.recipient != dealer and share.recipient in dealt:
-                    path = merkle_path(leaves, index)
                     dealt[share.recipient].append(
-                        DealtShare(dealer, share.ciphertext, share.self_hash, share.key_hash, path, message.signature)
+                        DealtShare(
+                            dealer,
+                            share.ciphertext,
+                            share.self_hash,
+                            share.key_hash,
+                            tree.path(index),
+                            message.signature,
+                        )
                     )
         self.phase = Phase.MASKED_INPUT
-        return tuple(Send(PeerShares(shared, tuple(dealt[c])), c) for c in self.shared)
+        return tuple(Send(PeerShares(bits, tuple(dealt[c])), c) for c in self.shared)
 
     def _close_masked(self) -> Effects:
         complaints = Counter(d for c in self.masked for d in set(self._headers[c].complaints))
-        convicted = sorted(d for d, count in complaints.items() if count > self.params.max_corrupt)
-        if convicted:  # more complaints than corrupt clients: an honest one complains, the dealer is to blame
-            return self._abort(f"client {convicted[0]} dealt shares that do not open")
+        convicted = sorted(d for d, count in complaints.items() if count > self.params.max_corrupt_neighbors)
+        if convicted:  # more complaints than corrupt holders: an honest one complains, the dealer is to blame
+            return self._abort(f"client {convicted[0]} dealt shares that do not open", tuple(convicted))
+        if problem := self._cut_off(self.masked):  # SPEC 7.4: such a U3 is never published
+            return self._abort(problem)
         masked = bitmap(self.masked, self.shared)
         self._hash_u3 = hash_masked(self._root_u2, masked)
-        row = self.ledger.next_row(self.ctx, self._root_u2, self._hash_u3, self._signer)
+        key = (self.announcement.round, self.announcement.attempt)
+        row = self.ledger.next_row((*key, self.ctx, self._root_u2, self._hash_u3), self._signer)
         self.ledger = self.ledger.extended(row)
         self.phase = Phase.CONSISTENCY_CHECK
         record = Persist(ReleaseRecord(row, self.ledger.head))
         return (record, *(Send(SurvivorNotice(masked, row), c) for c in self.masked))
 
     def _close_unmasking(self) -> Effects:
-        masks: list[Mask] = []
+        unmasking = Unmasking(
+            self.ctx,
+            self._root_u2,
+            self._drawn_graph,
+            self.params.threshold,
+            {c: self._message(AdvertiseKeys, c) for c in self.shared},
+            self._inside[Phase.MASKED_INPUT],
+        )
         try:
-            for client in self.masked:
-                masks.append(self._self_mask(client))
-            for client in sorted(set(self.shared) - set(self.masked)):
-                masks += self._pairwise_masks(client)
+            masks = unmasking.masks(self.shared, {c: self._message(UnmaskingShares, c) for c in self.unmasked})
+        except DealerFault as error:
+            return self._abort(error.what, (error.dealer,))
         except SecAggError as error:
             return self._abort(error.what)
-        return (Aggregate(self.masked, tuple(masks)),)
+        return (Aggregate(self.masked, masks),)
 
-    def _self_mask(self, client: ClientId) -> Mask:
-        seed = self._reconstruct(client, SELF_SHARE)
-        if seed_commitment(self.ctx, client, seed) != self._message(AdvertiseKeys, client).commitment:
-            raise ReconstructionError(f"client {client} dealt shares of another seed than it committed to")
-        return Mask(kdf.self_mask_key(seed, self.ctx, client), -1)
+    def _cut_off(self, present: tuple[ClientId, ...]) -> str | None:
+        """Why the secrets of some member of U2 could not be rebuilt by `present` alone; None if all can."""
+        fewest, threshold = self._drawn_graph.fewest_holders(self.shared, present), self.params.threshold
+        return None if fewest >= threshold else f"a client has {fewest} of {threshold} required neighbours left"
 
-    def _pairwise_masks(self, dropped: ClientId) -> list[Mask]:
-        private = self._reconstruct(dropped, KEY_SHARE)
-        if key_agreement.public_key(private) != self._message(AdvertiseKeys, dropped).masking_pk:
-            raise ReconstructionError(f"client {dropped} dealt shares of another key than it advertised")
-        masks = []
-        for peer in CompleteGraph(self.advertised).neighbors(dropped):
-            if peer not in self.masked:
-                continue
-            agreed = key_agreement.agree(private, self._message(AdvertiseKeys, peer).masking_pk)
-            seed = kdf.pairwise_seed(agreed, self.ctx, self._root_u2, dropped, peer)
-            masks.append(Mask(seed, -pairwise_sign(peer, dropped)))
-        return masks
-
-    def _reconstruct(self, dealer: ClientId, kind: int) -> Secret:
-        shares: dict[int, Secret] = {}
-        for holder in self.unmasked:
-            message = self._message(UnmaskingShares, holder)
-            listed = dict(message.self_shares if kind == SELF_SHARE else message.key_shares)
-            if dealer in listed:
-                shares[holder] = Secret(listed[dealer])
-        try:
-            return shamir.reconstruct(shares, self.params.threshold)
-        except ReconstructionError as error:
-            raise ReconstructionError(f"shares of client {dealer}: {error.what}") from None
-
-    def _abort(self, reason: str) -> Effects:
+    def _abort(self, reason: str, convicted: tuple[ClientId, ...] = ()) -> Effects:
         at, self.phase = self.phase, Phase.ABORTED
         notice: ServerMessage = AttemptAborted(self.announcement.round, self.announcement.attempt, at, reason)
         sends: list[Effect] = [Send(notice, c) for c in self.announcement.cohort]
-        return (*sends, Abort(at, reason))
+        return (*sends, Abort(at, reason, convicted))
+
+    def _adopt(self, sender: ClientId, message: LedgerRows) -> Effects | DropReason:
+        """SPEC 8.3: rows that a restored backup of this server does not know, under its own signature."""
+        if self.phase is not Phase.ADVERTISE_KEYS:  # the row of this attempt may stand already: nothing is adopted
+            return DropReason.WRONG_PHASE
+        longer = follow(self.ledger, tuple(row for row in message.rows if row.seq > self.ledger.seq), self._own_key)
+        if longer is None or longer.seq == self.ledger.seq:
+            return self._drop(sender, DropReason.LEDGER_MISMATCH)
+        before, self.ledger = self.ledger.seq, longer
+        records = [Persist(ReleaseRecord(r, longer.head_at(r.seq))) for r in longer.since(before)]
+        reason = f"this server was behind its own release ledger: {len(records)} signed rows adopted"
+        return (*records, *self._abort(reason))
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
-    def _admitted(self) -> tuple[ClientId, ...]:
+    @property
+    def _drawn_graph(self) -> NeighborGraph:
+        if self._graph is None:
+            raise LocalProtocolError("the graph is drawn when phase 0 is closed", found=self.phase.name)
+        return self._graph
+
+    @property
+    def _own_key(self) -> VerifyKey:
+        return self._signer.verify_key
+
+    def _admitted_list(self) -> tuple[ClientId, ...]:
         if self.phase is Phase.ADVERTISE_KEYS:
             return self.announcement.cohort
         return self._sets.get(Phase(self.phase - 1), ())
@@ -316,23 +357,27 @@ class ServerSession:
     def _check_advertise(self, sender: ClientId, message: AdvertiseKeys) -> DropReason | None:
         if not self._signed(sender, message.signature, message.body(self.ctx, sender)):
             return DropReason.BAD_SIGNATURE
+        if sender in self._excluded:
+            return DropReason.CONVICTED
         if message.ledger_seq > self.ledger.seq or self.ledger.head_at(message.ledger_seq) != message.ledger_head:
             return DropReason.LEDGER_MISMATCH
+        if self.ledger.seq - message.ledger_seq > MAX_SEGMENT:
+            return DropReason.LEDGER_BEHIND
         if not (key_agreement.is_canonical(message.encryption_pk) and key_agreement.is_canonical(message.masking_pk)):
             return DropReason.BAD_KEYS
         fresh = {message.encryption_pk, message.masking_pk, message.commitment}
-        for other in self._messages[Phase.ADVERTISE_KEYS].values():
-            if isinstance(other, AdvertiseKeys) and fresh & {other.encryption_pk, other.masking_pk, other.commitment}:
-                return DropReason.BAD_KEYS
+        if len(fresh) != 3 or fresh & self._keys_seen:
+            return DropReason.BAD_KEYS
         try:  # a small-order key would make every honest client abort: it is found here, and named
             for key in (message.encryption_pk, message.masking_pk):
                 key_agreement.agree(Secret(self.ctx), key)
         except AuthenticationError:
             return DropReason.BAD_KEYS
-        return DropReason.BAD_KEYS if len(fresh) != 3 else None
+        self._keys_seen |= fresh
+        return None
 
     def _check_shares(self, sender: ClientId, message: ShareKeys) -> DropReason | None:
-        holders = CompleteGraph(self.advertised).dealt_to(sender)
+        holders = self._drawn_graph.dealt_to(sender)
         if tuple(share.recipient for share in message.shares) != holders:
             return DropReason.BAD_SHARE_LIST
         if any((share.recipient == sender) != (share.ciphertext == b"") for share in message.shares):
@@ -344,7 +389,9 @@ class ServerSession:
 
     def _check_header(self, sender: ClientId, message: MaskedInput) -> DropReason | None:
         named = message.complaints
-        if message.total_words != self.params.total_words or not set(named) <= set(self.shared) - {sender}:
+        if message.total_words != self.params.total_words:
+            return DropReason.BAD_HEADER
+        if not set(named) <= set(self._drawn_graph.neighbors(sender)) & self._inside[Phase.SHARE_KEYS]:
             return DropReason.BAD_HEADER
         if list(named) != sorted(set(named)):  # a name twice would count twice against an honest dealer
             return DropReason.BAD_HEADER
@@ -359,20 +406,25 @@ class ServerSession:
     def _check_unmasking(self, sender: ClientId, message: UnmaskingShares) -> DropReason | None:
         """Exactly the shares that the sender must hold, each as its dealer hashed it (else: the sender's fault)."""
         refused = set(self._headers[sender].complaints)
-        survivors = set(self.masked)
+        shared, survivors = self._inside[Phase.SHARE_KEYS], self._inside[Phase.MASKED_INPUT]
+        dealers = [d for d in self._drawn_graph.dealt_to(sender) if d in shared and d not in refused]
         expected = {
-            SELF_SHARE: [d for d in self.shared if d in survivors and d not in refused],
-            KEY_SHARE: [d for d in self.shared if d not in survivors and d not in refused],
+            SELF_SHARE: [d for d in dealers if d in survivors],
+            KEY_SHARE: [d for d in dealers if d not in survivors],
         }
         for kind, listed in ((SELF_SHARE, message.self_shares), (KEY_SHARE, message.key_shares)):
             if [dealer for dealer, _ in listed] != expected[kind]:
                 return DropReason.BAD_SHARES
             for dealer, share in listed:
-                dealt = self._shares[dealer, sender]
+                dealt = self._sealed(dealer, sender)
                 committed = dealt.self_hash if kind == SELF_SHARE else dealt.key_hash
                 if share_hash(self.ctx, dealer, sender, kind, Secret(share)) != committed:
                     return DropReason.BAD_SHARES
         return None
+
+    def _sealed(self, dealer: ClientId, holder: ClientId) -> SealedShare:
+        """What `dealer` sealed for `holder`: the recipients of accepted shares are exactly `dealt_to(dealer)`."""
+        return self._message(ShareKeys, dealer).shares[index_in(self._drawn_graph.dealt_to(dealer), holder)]
 
     def _message(self, kind: type[M], client: ClientId) -> M:
         """The accepted message of one kind; a KeyError would be our bug, and so would another kind."""

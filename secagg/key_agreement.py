@@ -28,14 +28,29 @@ def is_canonical(peer: bytes) -> bool:
     return len(peer) == KEY_BYTES and int.from_bytes(peer, "little") < _FIELD_PRIME
 
 
-def agree(private: Secret, peer: bytes) -> Secret:
-    """Raw 32-byte shared secret; goes through `secagg.kdf` before any use.
+class Agreement:
+    """One private key and any number of peers. Loading a private key costs as much as using it: load it once.
 
-    Raises:
-        AuthenticationError: The peer's key has the wrong length or small order (all-zero result): the peer's fault.
+    OpenSSL's copy of the key is wiped when this object goes; `private` stays the caller's.
     """
-    try:
-        other = X25519PublicKey.from_public_bytes(peer)
-        return Secret(X25519PrivateKey.from_private_bytes(private.view).exchange(other))
-    except ValueError:
-        raise AuthenticationError("X25519 public key rejected") from None
+
+    __slots__ = ("_key",)
+
+    def __init__(self, private: Secret) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(private.view)
+
+    def agree(self, peer: bytes) -> Secret:
+        """Raw 32-byte shared secret; goes through `secagg.kdf` before any use.
+
+        Raises:
+            AuthenticationError: The peer's key has the wrong length or small order (all-zero result): the peer's fault.
+        """
+        try:
+            return Secret(self._key.exchange(X25519PublicKey.from_public_bytes(peer)))
+        except ValueError:
+            raise AuthenticationError("X25519 public key rejected") from None
+
+
+def agree(private: Secret, peer: bytes) -> Secret:
+    """`Agreement` with one peer."""
+    return Agreement(private).agree(peer)

@@ -2,12 +2,17 @@
 
 Word w of a stream is bytes [8w, 8w+8) of the keystream; block b is AES(key, b as 128-bit big-endian). A chunk that
 starts at a multiple of 16 bytes can be expanded on its own.
+
+From block 2 on, a stream that starts at word 0 is read off AES-256-GCM: with a nonce of 12 zero bytes GCM enciphers
+its first block with AES(key, 2), its second with AES(key, 3), and so on (SP 800-38D, 6.5 and 7.1), so what it makes of
+zeros are the bytes of CTR. OpenSSL computes GCM with vector instructions and CTR without: more than twice the speed on
+current processors, about the same on older ones. The tag is never computed; nothing here is authenticated.
 """
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB, GCM
 from numpy.typing import NDArray
 
 from secagg.errors import ParameterError
@@ -16,11 +21,17 @@ from secagg.types import Secret
 BLOCK_BYTES = 16
 SEED_BYTES = 32
 
+_GCM_NONCE = bytes(12)
+_FIRST_BLOCKS = (0).to_bytes(BLOCK_BYTES, "big") + (1).to_bytes(BLOCK_BYTES, "big")  # the counters that GCM leaves out
+
 
 class Stream:
-    """Sequential reader of one seed's keystream from word 0 on. One stream per use; its repr is bare."""
+    """Sequential reader of one seed's keystream. One stream per use; its repr is bare.
 
-    __slots__ = ("_encryptor",)
+    A stream that starts at word 0 ends after 64 GiB: there the cipher raises ValueError.
+    """
+
+    __slots__ = ("_encryptor", "_head")
 
     def __init__(self, seed: Secret, first_word: int = 0) -> None:
         if len(seed) != SEED_BYTES:
@@ -28,12 +39,26 @@ class Stream:
         block, rest = divmod(8 * first_word, BLOCK_BYTES)
         if rest:
             raise ParameterError("a stream starts on a block boundary", found=first_word, expected="an even word")
-        iv = block.to_bytes(BLOCK_BYTES, "big")
-        self._encryptor = Cipher(AES256(seed.view), CTR(iv)).encryptor()
+        key = AES256(seed.view)
+        self._head = b""
+        if block:
+            self._encryptor = Cipher(key, CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+        else:
+            self._head = Cipher(key, ECB()).encryptor().update(_FIRST_BLOCKS)  # noqa: S305 - two blocks, once per key
+            self._encryptor = Cipher(key, GCM(_GCM_NONCE)).encryptor()
 
     def into(self, out: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> None:
         """Write the next ``len(out)`` words. `zeros` is a zero buffer of at least that length (never written)."""
-        self._encryptor.update_into(zeros[: len(out)].view(np.uint8).data, out.view(np.uint8).data)
+        self.write(zeros[: len(out)].view(np.uint8).data, out.view(np.uint8).data)
+
+    def write(self, zeros: memoryview, out: memoryview) -> None:
+        """Write the next ``len(out)`` bytes; `zeros` are as many zero bytes. For loops that keep their buffers."""
+        if self._head:
+            taken = min(len(self._head), len(out))
+            out[:taken] = self._head[:taken]
+            self._head = self._head[taken:]
+            zeros, out = zeros[taken:], out[taken:]
+        self._encryptor.update_into(zeros, out)
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """The next `count` words, uint64, in native order."""

@@ -4,7 +4,9 @@ Secrets are 32 bytes (big-endian integers below 2^256 < p), shares 33 bytes, x-c
 no proof: whoever reconstructs checks the secret against its commitment.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from secagg.errors import ParameterError, ReconstructionError
 from secagg.types import Rng, Secret
@@ -31,6 +33,7 @@ def split(secret: Secret, threshold: int, xs: Iterable[int], rng: Rng) -> dict[i
     if not 1 <= threshold <= len(points):
         raise ParameterError("threshold out of range", found=threshold, expected=f"1..{len(points)}")
     coefficients = [int.from_bytes(secret.view, "big")] + [_uniform(rng) for _ in range(threshold - 1)]
+    coefficients.reverse()
     return {x: Secret(_evaluate(coefficients, x).to_bytes(SHARE_BYTES, "big")) for x in points}
 
 
@@ -40,19 +43,42 @@ def reconstruct(shares: Mapping[int, Secret], threshold: int) -> Secret:
     Raises:
         ReconstructionError: Too few shares, a share out of range, or a result that is no 32-byte secret.
     """
-    points = sorted(shares)[:threshold]
+    points = tuple(sorted(shares)[:threshold])
     if len(points) < threshold:
         raise ReconstructionError("too few shares", found=len(points), expected=f"at least {threshold}")
     total = 0
-    for x in points:
+    for x, weight in zip(points, lagrange_at_zero(points), strict=True):
         value = int.from_bytes(shares[x].view, "big")
         if len(shares[x]) != SHARE_BYTES or value >= PRIME:
             raise ReconstructionError("a share is not a field element", found=f"share at {x}")
-        total += value * _lagrange_at_zero(x, points)
+        total += value * weight
     secret = total % PRIME
     if secret >> (8 * SECRET_BYTES):
         raise ReconstructionError("the shares do not meet in a 32-byte secret")
     return Secret(secret.to_bytes(SECRET_BYTES, "big"))
+
+
+@lru_cache(maxsize=512)
+def lagrange_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
+    """Weights w_i with f(0) = sum of w_i * f(x_i) mod p for every polynomial f of degree below ``len(points)``.
+
+    Nothing secret goes in; many dealers have the same holders, so the weights are kept.
+
+    Args:
+        points: Distinct integers in [1, 65535].
+    """
+    product = math.prod(points) % PRIME
+    # w_i = prod_{j != i} x_j / (x_j - x_i) = product / denominator_i
+    denominators = [x * math.prod(other - x for other in points if other != x) % PRIME for x in points]
+    before = [1]  # running products: one inversion serves all (Montgomery's trick)
+    for denominator in denominators:
+        before.append(before[-1] * denominator % PRIME)
+    inverse = pow(before.pop(), -1, PRIME)
+    weights = []
+    for denominator in reversed(denominators):
+        weights.append(product * (inverse * before.pop() % PRIME) % PRIME)
+        inverse = inverse * denominator % PRIME
+    return tuple(reversed(weights))
 
 
 def _uniform(rng: Rng) -> int:
@@ -63,16 +89,8 @@ def _uniform(rng: Rng) -> int:
 
 
 def _evaluate(coefficients: list[int], x: int) -> int:
+    """Horner's rule, highest coefficient first. Points are short, so one reduction at the end costs least."""
     value = 0
-    for coefficient in reversed(coefficients):
-        value = (value * x + coefficient) % PRIME
-    return value
-
-
-def _lagrange_at_zero(x: int, points: list[int]) -> int:
-    numerator = denominator = 1
-    for other in points:
-        if other != x:
-            numerator = numerator * other % PRIME
-            denominator = denominator * (other - x) % PRIME
-    return numerator * pow(denominator, -1, PRIME) % PRIME
+    for coefficient in coefficients:
+        value = value * x + coefficient
+    return value % PRIME

@@ -7,7 +7,8 @@ most attacks: the values of one client alone.
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from simulator import Federation, insecure_rng, remember
+import pytest
+from simulator import Federation, insecure_rng, make_manifest, random_values, remember
 
 from protocol.client import ClientSession
 from protocol.client_states import ClientMemory, ClientSetup
@@ -19,24 +20,30 @@ from protocol.messages import (
     Certificate,
     ConsistencyCheck,
     DealtShare,
+    KeyEntry,
     KeyList,
+    LedgerRow,
     PeerShares,
     ServerMessage,
     ShareKeys,
     SurvivorNotice,
     UnmaskingShares,
+    advertise_leaf,
     hash_masked,
     root_advertised,
     root_shared,
 )
 from protocol.release import ReleaseLedger
 from secagg import kdf, key_agreement, shamir
+from secagg import params as params_module
 from secagg.encoding import Values, Words
 from secagg.errors import SecAggError
+from secagg.graph import NeighborGraph, neighbor_graph
 from secagg.masking import Mask, add_masks, pairwise_sign, unframe
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey
-from secagg.transcript import bitmap, merkle_path
+from secagg.thresholds import RingParameters
+from secagg.transcript import MerkleTree, bitmap
 from secagg.types import ClientId, Secret
 
 
@@ -57,6 +64,7 @@ class LyingServer:
         self.seed = seed
         self.ledger = ReleaseLedger(federation.manifest.digest())
         self.corrupt: frozenset[ClientId] = frozenset()  # their masking keys are the attacker's from the start
+        self.corrupted_later = False  # whether `corrupt` may still grow after the keys were made
         self._masking_sks: dict[ClientId, Secret] = {}
         self.sessions: dict[ClientId, ClientSession] = {}
         self.refusals: dict[ClientId, RemoteProtocolError] = {}
@@ -92,7 +100,7 @@ class LyingServer:
                 continue
             self.sessions[client] = session
             self._take(client, session.start)
-            if client in self.corrupt:
+            if client in self.corrupt or self.corrupted_later:
                 self._masking_sks[client] = Secret(session._state.masking_sk.view)  # type: ignore[union-attr]
             if client in self.values:
                 self._take(client, lambda s=session, c=client: s.provide_input(self.values[c]))
@@ -109,35 +117,57 @@ class LyingServer:
     def ctx(self) -> bytes:
         return next(iter(self.sessions.values())).ctx
 
-    def key_list(self, members: Iterable[ClientId] | None = None) -> KeyList:
+    @property
+    def graph(self) -> NeighborGraph:
+        """As every client derives it from the honest list."""
+        return neighbor_graph(self.params, tuple(sorted(self.adverts)), self.root_u1())
+
+    def tree(self, members: Iterable[ClientId] | None = None) -> MerkleTree:
         chosen = sorted(self.adverts if members is None else members)
-        return KeyList(tuple((c, self.adverts[c]) for c in chosen), ())
+        return MerkleTree([advertise_leaf(self.ctx, c, self.adverts[c]) for c in chosen])
+
+    def root_u1(self, members: Iterable[ClientId] | None = None) -> bytes:
+        chosen = sorted(self.adverts if members is None else members)
+        return root_advertised(self.ctx, bitmap(chosen, self.announcement.cohort), self.tree(chosen).root)
+
+    def key_list(self, members: Iterable[ClientId] | None = None, to: ClientId | None = None) -> KeyList:
+        """U1 = `members`; all keys on the complete graph, those around `to` on the ring."""
+        chosen = tuple(sorted(self.adverts if members is None else members))
+        if self.params.graph == "complete":
+            entries = tuple(KeyEntry(c, self.adverts[c]) for c in chosen)
+        else:
+            assert to is not None
+            tree = self.tree(chosen)
+            near = neighbor_graph(self.params, chosen, self.root_u1(chosen)).neighbors(to)
+            entries = tuple(KeyEntry(c, self.adverts[c], tree.path(chosen.index(c))) for c in sorted((to, *near)))
+        return KeyList(bitmap(chosen, self.announcement.cohort), entries, ())
 
     def peer_shares(self, to: ClientId, shared: Iterable[ClientId] | None = None) -> PeerShares:
         u1, u2 = tuple(sorted(self.adverts)), sorted(self.dealt if shared is None else shared)
-        shares = []
+        near, shares = set(self.graph.neighbors(to)), []
         for dealer in u2:
-            if dealer != to:
+            if dealer in near:
                 message = self.dealt[dealer]
                 index = [s.recipient for s in message.shares].index(to)
                 share = message.shares[index]
-                path = merkle_path([s.leaf(dealer) for s in message.shares], index)
+                path = MerkleTree([s.leaf(dealer) for s in message.shares]).path(index)
                 shares.append(
                     DealtShare(dealer, share.ciphertext, share.self_hash, share.key_hash, path, message.signature)
                 )
         return PeerShares(bitmap(u2, u1), tuple(shares))
 
     def root_u2(self, shared: Iterable[ClientId] | None = None) -> bytes:
-        u1 = tuple(sorted(self.adverts))
-        return root_shared(
-            root_advertised(self.ctx, self.key_list().entries), bitmap(self.dealt if shared is None else shared, u1)
-        )
+        return root_shared(self.root_u1(), bitmap(self.dealt if shared is None else shared, sorted(self.adverts)))
 
     def notice(self, masked: Iterable[ClientId], ledger: ReleaseLedger | None = None) -> SurvivorNotice:
         """A well-formed notice for U3 = `masked`, its row signed by the server's real key."""
         bits, root = bitmap(masked, tuple(sorted(self.dealt))), self.root_u2()
-        row = (ledger or self.ledger).next_row(self.ctx, root, hash_masked(root, bits), self.federation.server_key)
-        return SurvivorNotice(bits, row)
+        return SurvivorNotice(bits, self.row(self.ctx, root, hash_masked(root, bits), ledger))
+
+    def row(self, ctx: bytes, root_u2: bytes, hash_u3: bytes, ledger: ReleaseLedger | None = None) -> LedgerRow:
+        """The next row of `ledger` (or of our own) for this round and attempt, signed by the server's real key."""
+        opened = (self.announcement.round, self.announcement.attempt, ctx, root_u2, hash_u3)
+        return (ledger or self.ledger).next_row(opened, self.federation.server_key)
 
     def certificate(self, signers: Iterable[ClientId]) -> Certificate:
         return Certificate(tuple((c, self.signatures[c]) for c in sorted(signers)))
@@ -149,7 +179,7 @@ class LyingServer:
         self.announce()
         if keys:
             for client in self.ids:
-                self.tell(client, self.key_list())
+                self.tell(client, self.key_list(to=client))
         if shares:
             for client in self.ids:
                 self.tell(client, self.peer_shares(client))
@@ -170,14 +200,14 @@ class LyingServer:
 
         A self mask needs the member's seed; a pairwise mask towards the outside needs the masking key of either end.
         """
-        members = sorted(group)
+        members, graph = sorted(group), self.graph
         masks: list[Mask] = []
         for member in members:
             seed = self._rebuilt(member, "self_shares", loot or {})
             if seed is None:
                 return None
             masks.append(Mask(kdf.self_mask_key(seed, self.ctx, member), -1))
-            for outside in sorted(set(self.dealt) - set(members)):
+            for outside in sorted(set(graph.neighbors(member)) & set(self.dealt) - set(members)):
                 agreed = self._agreed(member, outside, loot or {})
                 if agreed is None:
                     return None
@@ -194,18 +224,19 @@ class LyingServer:
 
     def _agreed(self, one: ClientId, other: ClientId, loot: dict[ClientId, UnmaskingShares]) -> Secret | None:
         for mine, theirs in ((one, other), (other, one)):
-            private = self._masking_sks.get(mine) or self._rebuilt(mine, "key_shares", loot)
+            known = self._masking_sks.get(mine) if mine in self.corrupt else None
+            private = known or self._rebuilt(mine, "key_shares", loot)
             if private is not None:
                 return key_agreement.agree(private, self.adverts[theirs].masking_pk)
         return None
 
     def _rebuilt(self, dealer: ClientId, kind: str, loot: dict[ClientId, UnmaskingShares]) -> Secret | None:
-        shares = {}
+        shares, graph = {}, self.graph
         for source in (self.answers, loot):
             for holder, answer in source.items():
                 listed = dict(getattr(answer, kind))
                 if dealer in listed:
-                    shares[holder] = Secret(listed[dealer])
+                    shares[graph.point(dealer, holder)] = Secret(listed[dealer])
         try:
             return shamir.reconstruct(shares, self.params.threshold)
         except SecAggError:
@@ -238,3 +269,20 @@ class LyingServer:
                             self.answers[client] = message
                 case _:
                     raise AssertionError(effect)
+
+
+def lying(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, **changes: object) -> LyingServer:
+    """A malicious server of n clients with random values."""
+    federation = Federation.create(make_manifest(n, c, dropouts, length, **changes))
+    server = LyingServer(federation, random_values(federation.manifest, range(1, n + 1)))
+    server.corrupted_later = True
+    return server
+
+
+def small_ring(monkeypatch: pytest.MonkeyPatch, rule: RingParameters, n: int = 16, c: int = 2) -> LyingServer:
+    """The same on a ring of fewer clients than any real one, with two dropouts allowed. Only the sizes are not real:
+    `rule` stands in for what the finder gives, and its promise about corrupt neighbours has to be arranged."""
+    monkeypatch.setitem(params_module.SIZES, "ring", (4, 10_000))
+    monkeypatch.setattr(params_module, "ring_parameters", lambda n, c, dropouts: rule)
+    neighbor_graph.cache_clear()
+    return lying(n, c, 2, aggregation__graph="ring")

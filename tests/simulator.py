@@ -25,7 +25,7 @@ from protocol.effects import (
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import Announcement, ClientMessage, ServerMessage
-from protocol.release import ReleaseLedger
+from protocol.release import ReleaseLedger, resupply
 from protocol.roster import Member, Peer, Roster
 from protocol.server import ServerSession
 from secagg.encoding import Values
@@ -155,9 +155,17 @@ class Federation:
     def setup(self, client: ClientId) -> ClientSetup:
         return ClientSetup(client, self.client_keys[client], self.roster, self.manifest, self.manifest.secagg_params())
 
-    def announcement(self, round_: int = 1, attempt: int = 0, model: bytes = bytes(32)) -> Announcement:
+    def announcement(
+        self, round_: int = 1, attempt: int = 0, model: bytes = bytes(32), ledger_seq: int = 0
+    ) -> Announcement:
         return Announcement(
-            round_, attempt, self.manifest.digest(), self.roster.root(), model, tuple(sorted(self.client_keys))
+            round_,
+            attempt,
+            self.manifest.digest(),
+            self.roster.root(),
+            model,
+            tuple(sorted(self.client_keys)),
+            ledger_seq,
         )
 
 
@@ -176,6 +184,7 @@ class Simulation:
     tamper_words: Callable[[ClientId, np.ndarray], np.ndarray] | None = None
     memories: dict[ClientId, ClientMemory] = field(default_factory=dict)
     ledger: ReleaseLedger | None = None
+    excluded: frozenset[ClientId] = frozenset()
     round: int = 1
     attempt: int = 0
     seed: object = 0
@@ -183,8 +192,10 @@ class Simulation:
     def __post_init__(self) -> None:
         f = self.federation
         self.ledger = self.ledger or ReleaseLedger(f.manifest.digest())
-        announcement = f.announcement(self.round, self.attempt)
-        self.server = ServerSession(f.manifest.secagg_params(), announcement, f.roster, f.server_key, self.ledger)
+        announcement = f.announcement(self.round, self.attempt, ledger_seq=self.ledger.seq)
+        self.server = ServerSession(
+            f.manifest.secagg_params(), announcement, f.roster, f.server_key, self.ledger, self.excluded
+        )
         self.clients: dict[ClientId, ClientSession] = {}
         self.errors: dict[ClientId, RemoteProtocolError] = {}
         self.records: list[tuple[ClientId | None, Record]] = []
@@ -208,6 +219,9 @@ class Simulation:
             return
         try:
             if isinstance(changed, Announcement):
+                if (rows := resupply(changed, self._memory(client).ledger)) is not None:
+                    self._to_server(client, rows)
+                    return
                 session = ClientSession(
                     f.setup(client),
                     changed,
@@ -253,7 +267,10 @@ class Simulation:
             self.drops.append((client, answer))
             return
         for effect in answer:
-            assert isinstance(effect, AcceptUpload) and words is not None
+            if not isinstance(effect, AcceptUpload):
+                self._apply_server((effect,))
+                continue
+            assert words is not None
             words = self.tamper_words(client, words) if self.tamper_words else words
             hasher = InputDigest()
             for chunk in chunks(words, self.server.params):
@@ -288,7 +305,10 @@ def remember(memory: ClientMemory, record: Record) -> ClientMemory:
         case JoinRecord():
             return replace(memory, joined=(record.round, record.attempt))
         case SpentRecord():
-            return replace(memory, spent_round=record.round, ledger_seq=record.row.seq, ledger_head=record.head)
+            ledger = memory.ledger
+            for row in record.rows:
+                ledger = ledger.extended(row)
+            return replace(memory, spent_round=record.round, ledger=ledger)
         case _:
             raise AssertionError(record)
 

@@ -9,6 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from simulator import Federation, Simulation, insecure_rng, make_manifest, random_values, simulate
+from vectors.server_checks import (
+    BAD,
+    EVIL,
+    HEADERS,
+    LEDGER,
+    LISTS,
+    PHASE_0,
+    UNMASK,
+    sign_advert,
+    sign_input,
+    sign_shares,
+)
 
 from protocol.drops import DropReason
 from protocol.effects import Abort, Released
@@ -19,17 +31,12 @@ from protocol.messages import (
     ShareKeys,
     UnmaskingShares,
     Withdraw,
-    input_body,
-    shares_body,
 )
 from secagg.masking import InputDigest, chunks, frame
-from secagg.shamir import split
-from secagg.signing import SigningKey
-from secagg.transcript import merkle_root
+from secagg.params import SecAggParams
+from secagg.shamir import PRIME, split
 from secagg.types import ClientId, Phase, Rng, Secret
 
-BAD = ClientId(2)
-EVIL = SigningKey.generate(insecure_rng("evil"))
 KINDS = [AdvertiseKeys, ShareKeys, MaskedInput, ConsistencyCheck, UnmaskingShares]
 
 
@@ -48,21 +55,6 @@ def exact_over(simulation: Simulation, members: tuple[int, ...]) -> bool:
     return outcome.masked == members and bool(
         np.array_equal(outcome.total, sum(simulation.values[ClientId(c)] for c in members))
     )
-
-
-def sign_shares(s: Simulation, message: ShareKeys) -> ShareKeys:
-    root = merkle_root([share.leaf(BAD) for share in message.shares])
-    body = shares_body(s.server.ctx, s.server._root_u1, BAD, root)
-    return replace(message, signature=s.federation.client_keys[BAD].sign(body))
-
-
-def sign_input(s: Simulation, message: MaskedInput, sender: ClientId = BAD) -> MaskedInput:
-    body = input_body(s.server.ctx, s.server._root_u2, sender, message)
-    return replace(message, signature=s.federation.client_keys[sender].sign(body))
-
-
-def sign_advert(s: Simulation, message: AdvertiseKeys) -> AdvertiseKeys:
-    return replace(message, signature=s.federation.client_keys[BAD].sign(message.body(s.server.ctx, BAD)))
 
 
 # -- signatures and identity ------------------------------------------------------------------------------------------
@@ -141,43 +133,6 @@ def test_a_client_may_withdraw_at_any_time(phase: Phase) -> None:
 # -- phase 0 ----------------------------------------------------------------------------------------------------------
 
 
-def copied(name: str) -> Callable[[Simulation, AdvertiseKeys], AdvertiseKeys]:
-    def change(s: Simulation, message: AdvertiseKeys) -> AdvertiseKeys:
-        other = s.server._message(AdvertiseKeys, ClientId(1))
-        return replace(message, **{name: getattr(other, name)})  # type: ignore[arg-type]
-
-    return change
-
-
-def other_encoding(s: Simulation, message: AdvertiseKeys) -> AdvertiseKeys:
-    """Client 1's key with the bit set that X25519 ignores: equal as a key, different as bytes."""
-    key = bytearray(s.server._message(AdvertiseKeys, ClientId(1)).masking_pk)
-    key[31] ^= 0x80
-    return replace(message, masking_pk=bytes(key))
-
-
-SMALL_ORDER = [  # the canonical points of small order, RFC 7748 and Wycheproof
-    bytes(32),
-    b"\x01" + bytes(31),
-    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
-    bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
-]
-PHASE_0 = {
-    "copied encryption key": copied("encryption_pk"),
-    "copied masking key": copied("masking_pk"),
-    "copied commitment": copied("commitment"),
-    "another's masking key as encryption key": lambda s, m: replace(
-        m, encryption_pk=s.server._message(AdvertiseKeys, ClientId(1)).masking_pk
-    ),
-    "one key for both": lambda s, m: replace(m, masking_pk=m.encryption_pk),
-    "same key, other bytes": other_encoding,
-    "short key": lambda s, m: replace(m, masking_pk=m.masking_pk[:31]),
-    **{f"small order {i}": lambda s, m, k=k: replace(m, masking_pk=k) for i, k in enumerate(SMALL_ORDER)},
-    **{f"small order {i} to encrypt": lambda s, m, k=k: replace(m, encryption_pk=k) for i, k in enumerate(SMALL_ORDER)},
-}
-
-
 @pytest.mark.parametrize("case", PHASE_0)
 def test_bad_keys_are_found_before_they_reach_anybody(case: str) -> None:
     def change(s: Simulation, message: object) -> object:
@@ -188,7 +143,7 @@ def test_bad_keys_are_found_before_they_reach_anybody(case: str) -> None:
     assert exact_over(simulation, (1, 3, 4, 5)) and simulation.errors == {}
 
 
-@pytest.mark.parametrize(("seq", "head"), [(1, bytes(32)), (0, bytes(32)), (2**63, bytes(32))])
+@pytest.mark.parametrize(("seq", "head"), [*LEDGER.values(), (2**63, bytes(32))])
 def test_a_ledger_that_the_server_does_not_have_is_named(seq: int, head: bytes) -> None:
     def change(s: Simulation, message: object) -> object:
         if not isinstance(message, AdvertiseKeys):
@@ -201,18 +156,6 @@ def test_a_ledger_that_the_server_does_not_have_is_named(seq: int, head: bytes) 
 
 
 # -- phase 1: what a dealer deals -------------------------------------------------------------------------------------
-
-LISTS: dict[str, Callable[[ShareKeys], ShareKeys]] = {
-    "one missing": lambda m: replace(m, shares=m.shares[1:]),
-    "one twice": lambda m: replace(m, shares=(m.shares[0], *m.shares)),
-    "another order": lambda m: replace(m, shares=m.shares[::-1]),
-    "a stranger": lambda m: replace(m, shares=(*m.shares[:4], replace(m.shares[4], recipient=ClientId(6)))),
-    "sealed to itself": lambda m: replace(
-        m, shares=tuple(replace(x, ciphertext=bytes(82)) if x.recipient == BAD else x for x in m.shares)
-    ),
-    "nothing for client 1": lambda m: replace(m, shares=(replace(m.shares[0], ciphertext=b""), *m.shares[1:])),
-    "empty": lambda m: replace(m, shares=()),
-}
 
 
 @pytest.mark.parametrize("case", LISTS)
@@ -244,7 +187,7 @@ def garbage_for(victims: tuple[int, ...], what: str) -> Callable[[Simulation, ob
 
 
 @pytest.mark.parametrize("what", ["self_hash", "key_hash", "ciphertext"])
-def test_garbage_for_one_holder_hurts_nobody_else(what: str) -> None:
+def test_a12_garbage_for_one_holder_hurts_nobody_else(what: str) -> None:
     """The holder complains, nobody is evicted, and the sum is still exact over all."""
     simulation = abuse(garbage_for((4,), what))
     header = simulation.server._headers[ClientId(4)]
@@ -254,7 +197,7 @@ def test_garbage_for_one_holder_hurts_nobody_else(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["self_hash", "key_hash", "ciphertext"])
-def test_garbage_for_more_than_c_holders_convicts_the_dealer(what: str) -> None:
+def test_a12_garbage_for_more_than_c_holders_convicts_the_dealer(what: str) -> None:
     simulation = abuse(garbage_for((4, 5), what))
     assert isinstance(simulation.outcome, Abort)
     assert simulation.outcome.reason == "client 2 dealt shares that do not open"
@@ -264,7 +207,7 @@ def test_garbage_for_one_and_then_silence_aborts_and_is_not_a_wrong_sum() -> Non
     """The dealer's key would need the one holder that has no share of it: liveness is lost, nothing else."""
     simulation = abuse(garbage_for((4,), "key_hash"), lost={BAD: Phase.MASKED_INPUT})
     assert isinstance(simulation.outcome, Abort)
-    assert simulation.outcome.reason == "shares of client 2: too few shares"
+    assert simulation.outcome.reason == "shares of client 2: too few"
 
 
 def complaint(named: tuple[int, ...], liars: tuple[int, ...] = (BAD,)) -> Simulation:
@@ -310,7 +253,7 @@ def test_a_complaint_counts_once(named: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["seed", "key"])
-def test_shares_of_another_secret_name_the_dealer(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a12_shares_of_another_secret_name_the_dealer(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Every hash and ciphertext is right, but the shares are not of what was committed to or advertised."""
     calls = []
 
@@ -319,14 +262,44 @@ def test_shares_of_another_secret_name_the_dealer(monkeypatch: pytest.MonkeyPatc
         mine = 2 * (BAD - 1) + (1 if kind == "seed" else 2)  # each client shares its seed first, then its key
         return split(Secret(b"\x07" * 32) if len(calls) == mine else secret, threshold, xs, rng)
 
-    monkeypatch.setattr("protocol.client.shamir.split", deal)
+    monkeypatch.setattr("protocol.client_phases.shamir.split", deal)
     lost = {BAD: Phase.MASKED_INPUT} if kind == "key" else {}
     simulation = simulate({int(c): p for c, p in lost.items()})
     assert isinstance(simulation.outcome, Abort)
     assert simulation.outcome.reason.startswith("client 2 dealt shares of another")
+    assert simulation.outcome.convicted == (BAD,)
 
 
-def test_inconsistent_shares_are_never_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+NO_SECRET: dict[str, Callable[[int, int], int]] = {
+    "a secret of 257 bits": lambda share, secret: (share + 2**256 - secret) % PRIME,  # moves the whole polynomial
+    "no field elements": lambda share, secret: 2**264 - 1,
+}
+
+
+@pytest.mark.parametrize("case", NO_SECRET)
+@pytest.mark.parametrize("lost", [None, Phase.MASKED_INPUT], ids=["seed", "key"])
+def test_a12_shares_of_no_secret_convict_their_dealer(
+    monkeypatch: pytest.MonkeyPatch, case: str, lost: Phase | None
+) -> None:
+    """They open and fit their hashes, and no holder can tell; only together they are of nothing. If nobody were to
+    blame, one client could end attempt after attempt."""
+    calls = []
+
+    def deal(secret: Secret, threshold: int, xs: tuple[int, ...], rng: Rng) -> dict[int, Secret]:
+        calls.append(None)
+        shares, whole = split(secret, threshold, xs, rng), int.from_bytes(secret.view, "big")
+        if (len(calls) - 1) // 2 != BAD - 1:
+            return shares
+        bent = {x: NO_SECRET[case](int.from_bytes(s.view, "big"), whole) for x, s in shares.items()}
+        return {x: Secret(value.to_bytes(33, "big")) for x, value in bent.items()}
+
+    monkeypatch.setattr("protocol.client_phases.shamir.split", deal)
+    simulation = simulate({} if lost is None else {int(BAD): lost})
+    assert isinstance(simulation.outcome, Abort) and simulation.outcome.phase is Phase.UNMASKING
+    assert simulation.outcome.convicted == (BAD,)
+
+
+def test_a12_inconsistent_shares_are_never_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dealer whose shares lie on no polynomial of the right degree: some thresholds rebuild, others do not."""
 
     def deal(secret: Secret, threshold: int, xs: tuple[int, ...], rng: Rng) -> dict[int, Secret]:
@@ -334,16 +307,42 @@ def test_inconsistent_shares_are_never_summed(monkeypatch: pytest.MonkeyPatch) -
         other = split(secret, threshold, xs, rng)
         return {x: other[x] if x == 4 else shares[x] for x in shares}
 
-    monkeypatch.setattr("protocol.client.shamir.split", deal)
+    monkeypatch.setattr("protocol.client_phases.shamir.split", deal)
     simulation = simulate()
     assert isinstance(simulation.outcome, Abort)
     assert simulation.outcome.phase is Phase.UNMASKING
 
 
+def test_a_convicted_dealer_is_left_out_of_the_next_attempt() -> None:
+    """Abort.convicted is what the shell hands to the next attempt: there the dealer gets no further than phase 0."""
+    first = abuse(garbage_for((4, 5), "ciphertext"))
+    assert isinstance(first.outcome, Abort) and first.outcome.convicted == (BAD,)
+    again = Simulation(first.federation, first.values, memories=first.memories, excluded=frozenset({BAD}), attempt=1)
+    again.run()
+    assert again.server.drops == {BAD: DropReason.CONVICTED}
+    assert exact_over(again, (1, 3, 4, 5))
+
+
+def test_too_few_complaints_convict_nobody_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = abuse(garbage_for((4,), "key_hash"), lost={BAD: Phase.MASKED_INPUT})
+    assert isinstance(simulation.outcome, Abort) and simulation.outcome.convicted == ()
+
+
+def test_a_client_that_missed_more_rows_than_a_message_holds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = simulate()
+    monkeypatch.setattr("protocol.server.MAX_SEGMENT", 0)
+    late = dict(first.memories)
+    del late[BAD]
+    again = Simulation(first.federation, first.values, memories=late, ledger=first.server.ledger, round=2)
+    again.run()
+    assert again.server.drops == {BAD: DropReason.LEDGER_BEHIND}
+    assert exact_over(again, (1, 3, 4, 5))
+
+
 # -- phase 2: what is uploaded ----------------------------------------------------------------------------------------
 
 
-def test_bytes_that_are_not_the_signed_ones_never_count() -> None:
+def test_a12_bytes_that_are_not_the_signed_ones_never_count() -> None:
     federation = Federation.create(make_manifest())
     values = random_values(federation.manifest, range(1, 6))
     simulation = Simulation(federation, values, tamper_words=lambda c, w: w + np.uint64(c == BAD))
@@ -363,7 +362,7 @@ def bogus(change: Callable[[np.ndarray], None], monkeypatch: pytest.MonkeyPatch)
             change(words)
         return words
 
-    monkeypatch.setattr("protocol.client.frame", bent)
+    monkeypatch.setattr("protocol.client_phases.frame", bent)
     simulation = Simulation(federation, values)
     simulation.run()
     return simulation
@@ -389,10 +388,28 @@ def set_word(index: int, value: int) -> Callable[[np.ndarray], None]:
     ids=["zero word", "zero word -1", "no contribution", "two contributions", "stray bit", "first slot", "last slot",
          "noise", "nothing"],
 )  # fmt: skip
-def test_a_bogus_input_aborts(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], None]) -> None:
+def test_a12_a_bogus_input_aborts(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], None]) -> None:
     simulation = bogus(change, monkeypatch)
     assert isinstance(simulation.outcome, Abort) and simulation.outcome.phase is Phase.UNMASKING
     assert not hasattr(simulation.outcome, "total")
+
+
+def test_a12_succeeds_where_the_sum_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without zero words, contribution word and ranges, one client's noise is published as everybody's sum."""
+
+    def unchecked(words: np.ndarray, count: int, params: SecAggParams) -> np.ndarray:
+        keep = np.arange(len(words)) % params.chunk_words != 0
+        slots = np.zeros(3 * (keep.sum() - 1), dtype=np.int64)
+        for j in range(3):
+            slots[j::3] = ((words[keep][1:] >> np.uint64(21 * j)) & np.uint64(2**21 - 1)).view(np.int64)
+        return slots[: params.vector_length] - params.encoding.bound * count
+
+    monkeypatch.setattr("protocol.server.unframe", unchecked)
+    assert exact_over(bogus(lambda words: None, monkeypatch), (1, 2, 3, 4, 5))  # honest clients lose nothing by it
+    noise = np.frombuffer(insecure_rng("noise")(8 * 64), dtype="<u8")
+    simulation = bogus(lambda words: words.__setitem__(slice(None), noise[: len(words)]), monkeypatch)
+    assert isinstance(simulation.outcome, Released)
+    assert not np.array_equal(simulation.outcome.total, sum(simulation.values.values()))
 
 
 def test_a_lie_that_keeps_the_sum_in_range_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,17 +430,19 @@ def test_an_unchanged_frame_is_no_bogus_input(monkeypatch: pytest.MonkeyPatch) -
     assert exact_over(bogus(lambda words: None, monkeypatch), (1, 2, 3, 4, 5))
 
 
-@pytest.mark.parametrize("words", [0, 1, 2**40])
-def test_a_header_of_another_length_is_refused_before_the_body(words: int) -> None:
+@pytest.mark.parametrize("case", [*HEADERS, "no words"])
+def test_a_header_that_does_not_fit_is_refused_before_the_body(case: str) -> None:
+    bend = HEADERS.get(case, lambda m: replace(m, total_words=0))
+
     def change(s: Simulation, message: object) -> object:
-        return sign_input(s, replace(message, total_words=words)) if isinstance(message, MaskedInput) else message
+        return sign_input(s, bend(message)) if isinstance(message, MaskedInput) else message
 
     simulation = abuse(change)
     assert simulation.server.drops[BAD] is DropReason.BAD_HEADER
     assert BAD not in simulation.uploads and exact_over(simulation, (1, 3, 4, 5))
 
 
-def test_an_upload_needs_a_header_and_an_open_phase() -> None:
+def test_a14_an_upload_needs_a_header_and_an_open_phase() -> None:
     simulation = simulate({BAD: Phase.MASKED_INPUT})
     assert simulation.server.upload_complete(BAD) is DropReason.TIMED_OUT
     assert simulation.server.upload_complete(ClientId(3)) is DropReason.WRONG_PHASE  # it is in U3, and once is enough
@@ -462,35 +481,9 @@ def test_a_digest_covers_every_chunk_in_order() -> None:
 
 # -- phase 4: what is handed over -------------------------------------------------------------------------------------
 
-UNMASK: dict[str, Callable[[UnmaskingShares], UnmaskingShares]] = {
-    "one bit": lambda m: replace(m, self_shares=((m.self_shares[0][0], flip(m.self_shares[0][1])), *m.self_shares[1:])),
-    "key share, one bit": lambda m: replace(m, key_shares=((m.key_shares[0][0], flip(m.key_shares[0][1])),)),
-    "one missing": lambda m: replace(m, self_shares=m.self_shares[1:]),
-    "no key shares": lambda m: replace(m, key_shares=()),
-    "one twice": lambda m: replace(m, self_shares=(m.self_shares[0], *m.self_shares)),
-    "another order": lambda m: replace(m, self_shares=m.self_shares[::-1]),
-    "two swapped": lambda m: replace(
-        m,
-        self_shares=(
-            (m.self_shares[0][0], m.self_shares[1][1]),
-            (m.self_shares[1][0], m.self_shares[0][1]),
-            *m.self_shares[2:],
-        ),
-    ),
-    "kinds swapped": lambda m: UnmaskingShares(m.key_shares, m.self_shares),
-    "both kinds of one client": lambda m: replace(m, key_shares=(m.self_shares[0], *m.key_shares)),
-    "short": lambda m: replace(m, self_shares=((m.self_shares[0][0], m.self_shares[0][1][1:]), *m.self_shares[1:])),
-    "a stranger": lambda m: replace(m, self_shares=(*m.self_shares, (ClientId(6), bytes(33)))),
-    "empty": lambda m: UnmaskingShares((), ()),
-}
-
-
-def flip(share: bytes) -> bytes:
-    return share[:-1] + bytes([share[-1] ^ 1])
-
 
 @pytest.mark.parametrize("case", UNMASK)
-def test_bad_shares_are_named_and_not_used(case: str) -> None:
+def test_a12_bad_shares_are_named_and_not_used(case: str) -> None:
     """n = 7, C = 1: five shares rebuild, one client is lost and one lies; the sum is exact and the liar is named."""
     federation = Federation.create(make_manifest(7, 1, 2))
     values = random_values(federation.manifest, range(1, 8))
@@ -504,7 +497,9 @@ def test_bad_shares_are_named_and_not_used(case: str) -> None:
     assert exact_over(simulation, (1, 2, 3, 4, 5, 6))
 
 
-def test_without_the_hash_check_a_bad_share_aborts_and_never_gives_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a12_without_the_hash_check_a_bad_share_aborts_and_never_gives_a_wrong_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two walls: with the first one taken away, the commitment still stops it, but nobody can be named any more."""
     monkeypatch.setattr("protocol.server.ServerSession._check_unmasking", lambda self, sender, message: None)
     simulation = abuse(lambda s, m: UNMASK["one bit"](m) if isinstance(m, UnmaskingShares) else m)

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator import Federation, Simulation, make_manifest, random_values, simulate
 
-from protocol.effects import Abort, Released
-from secagg.masking import pairwise_sign
+from protocol.drops import DropReason
+from protocol.effects import Abort, Released, ReleaseRecord
+from protocol.messages import ShareKeys
+from secagg.masking import Mask, pairwise_sign
 from secagg.types import ClientId, Phase
 
 PHASES = [p for p in Phase if p < Phase.COMPLETED]
@@ -96,26 +98,78 @@ def test_extreme_values_do_not_overflow() -> None:
         assert isinstance(outcome, Released) and set(outcome.total) == {sign * 5 * bound}
 
 
-@pytest.mark.parametrize("fault", ["client sign", "server forgets a self mask", "server forgets a pairwise mask"])
+@pytest.mark.parametrize("fault", ["client sign", "server flips a self mask", "server forgets a pairwise mask"])
 def test_a_mask_error_is_found(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """Flip a sign or drop a mask anywhere: the zero words betray it and no sum is returned."""
     if fault == "client sign":
         monkeypatch.setattr(
-            "protocol.client.pairwise_sign", lambda me, other: 1 if me == 2 else pairwise_sign(me, other)
+            "protocol.client_phases.pairwise_sign", lambda me, other: 1 if me == 2 else pairwise_sign(me, other)
         )
     else:
-        from protocol.server import ServerSession
+        from protocol.unmasking import Unmasking
 
         kind = "_self_mask" if "self" in fault else "_pairwise_masks"
-        original = getattr(ServerSession, kind)
+        original = getattr(Unmasking, kind)
         if kind == "_self_mask":
-            wrong = lambda s, c: original(s, ClientId(3)) if c == 2 else original(s, c)  # noqa: E731
+            wrong = lambda s, c, seed: Mask(original(s, c, seed).seed, 1 if c == 2 else -1)  # noqa: E731
         else:
-            wrong = lambda s, c: original(s, c)[1:]  # noqa: E731
-        monkeypatch.setattr(ServerSession, kind, wrong)
+            wrong = lambda s, c, key: original(s, c, key)[1:]  # noqa: E731
+        monkeypatch.setattr(Unmasking, kind, wrong)
     simulation = simulate({1: Phase.MASKED_INPUT})
     assert isinstance(simulation.outcome, Abort)
     assert "zero word" in simulation.outcome.reason
+
+
+def ring(lost: dict[int, Phase], **options: object) -> Simulation:
+    """One attempt of 200 clients on the ring: degree 42, threshold 32."""
+    manifest = make_manifest(
+        200, 10, 10, aggregation__graph="ring", aggregation__bound=1000, aggregation__min_cohort=106
+    )
+    federation = Federation.create(manifest)
+    values = random_values(manifest, range(1, 201))
+    simulation = Simulation(federation, values, {ClientId(c): p for c, p in lost.items()}, **options)  # type: ignore[arg-type]
+    simulation.run()
+    return simulation
+
+
+def test_on_the_ring_two_clients_are_lost_in_every_phase() -> None:
+    """Two in each phase, and later rounds go on: exact sums over U3, each client talking to 42 others only."""
+    lost = {c: Phase(c // 2 % 5) for c in range(20, 30)}
+    simulation = ring(lost)
+    assert isinstance(simulation.outcome, Released) and exact(simulation) and not simulation.errors
+    assert len(simulation.outcome.masked) == 194
+    sent = [m for _, m in simulation.view if isinstance(m, ShareKeys)]
+    assert {len(m.shares) for m in sent} == {42}
+
+
+def test_on_the_ring_a_client_without_enough_neighbors_ends_the_attempt() -> None:
+    """Its secrets could not be rebuilt: the server notices before anything is published."""
+    probe = ring({3: Phase.SHARE_KEYS})
+    around = probe.server._drawn_graph.neighbors(ClientId(50))[:11]  # 31 of 42 are left, 32 are needed
+    gone = ring(dict.fromkeys(around, Phase.MASKED_INPUT) | {3: Phase.SHARE_KEYS})
+    assert gone.server._root_u1 == probe.server._root_u1
+    assert isinstance(gone.outcome, Abort) and "neighbours left" in gone.outcome.reason
+    assert gone.server.ledger.seq == 0
+
+
+def test_a_server_that_lost_rows_gets_them_back_from_its_clients() -> None:
+    first = simulate()
+    values = random_values(first.federation.manifest, range(1, 6), "again")
+    restored = Simulation(first.federation, values, memories=first.memories, round=2)  # with an empty ledger
+    outcome = restored.run()
+    assert isinstance(outcome, Abort) and "1 signed rows adopted" in outcome.reason
+    assert restored.server.ledger == first.server.ledger
+    assert [r for c, r in restored.records if c is None] == [
+        ReleaseRecord(first.server.ledger.rows[0], first.server.ledger.head)
+    ]
+    again = Simulation(first.federation, values, memories=restored.memories, ledger=restored.server.ledger, round=2)
+    assert isinstance(again.run(), Released) and exact(again) and again.server.ledger.seq == 2
+
+
+def test_a_convicted_dealer_gets_no_further_than_phase_0() -> None:
+    simulation = simulate(excluded=frozenset({ClientId(2)}))
+    assert isinstance(simulation.outcome, Released) and simulation.outcome.masked == (1, 3, 4, 5)
+    assert simulation.drops == [(2, DropReason.CONVICTED)]
 
 
 def test_the_next_round_follows_on_the_ledger() -> None:
@@ -128,12 +182,12 @@ def test_the_next_round_follows_on_the_ledger() -> None:
 
 def test_a_client_that_missed_a_round_catches_up() -> None:
     first = simulate({4: Phase.ADVERTISE_KEYS})
-    assert first.memories[ClientId(4)].ledger_seq == 0
+    assert first.memories[ClientId(4)].ledger.seq == 0
     values = random_values(first.federation.manifest, range(1, 6), "second round")
     second = Simulation(first.federation, values, memories=first.memories, ledger=first.server.ledger, round=2)
     outcome = second.run()
     assert isinstance(outcome, Released) and 4 in outcome.masked and exact(second)
-    assert second.memories[ClientId(4)].ledger_seq == 2
+    assert second.memories[ClientId(4)].ledger.seq == 2
 
 
 def test_same_seed_same_transcript() -> None:

@@ -20,8 +20,10 @@ from protocol.messages import (
     ConsistencyCheck,
     DealtShare,
     Finished,
+    KeyEntry,
     KeyList,
     LedgerRow,
+    LedgerRows,
     MaskedInput,
     PeerShares,
     RoundResult,
@@ -33,6 +35,7 @@ from protocol.messages import (
     UnmaskingShares,
     Withdraw,
 )
+from protocol.release import MAX_SEGMENT
 from secagg.types import ClientId, Phase
 
 
@@ -44,12 +47,14 @@ HASH, SIGNATURE = exactly(32), exactly(64)
 IDS = st.integers(1, 65535).map(ClientId)
 ID_LIST = st.sets(IDS, max_size=12).map(lambda s: tuple(sorted(s)))
 COUNTER = st.integers(1, 2**31 - 1)
+ATTEMPT = st.integers(0, 2**31 - 1)
 SEQ = st.integers(0, 2**53 - 1)
 TEXT = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=60)
 CIPHERTEXT = st.one_of(exactly(82), st.just(b""))
-BITS = st.binary(min_size=1, max_size=32)
+BITS = st.binary(min_size=1, max_size=1250)
 KEYS = st.builds(AdvertiseKeys, HASH, HASH, HASH, SEQ, HASH, SIGNATURE)
-ROW = st.builds(LedgerRow, st.integers(1, 2**53 - 1), HASH, HASH, HASH, SIGNATURE)
+ROW = st.builds(LedgerRow, st.integers(1, 2**53 - 1), COUNTER, ATTEMPT, HASH, HASH, HASH, SIGNATURE)
+ROWS = st.lists(ROW, max_size=4).map(tuple)
 
 
 def by_client(value: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:
@@ -61,8 +66,12 @@ SEALED = st.dictionaries(IDS, st.tuples(CIPHERTEXT, HASH, HASH), max_size=6).map
     lambda d: tuple(SealedShare(c, *parts) for c, parts in sorted(d.items()))
 )
 DEALT = st.dictionaries(
-    IDS, st.tuples(CIPHERTEXT, HASH, HASH, st.lists(HASH, max_size=8).map(tuple), SIGNATURE), max_size=6
+    IDS, st.tuples(CIPHERTEXT, HASH, HASH, st.lists(HASH, max_size=14).map(tuple), SIGNATURE), max_size=6
 ).map(lambda d: tuple(DealtShare(c, *parts) for c, parts in sorted(d.items())))
+
+ENTRIES = st.dictionaries(IDS, st.tuples(KEYS, st.lists(HASH, max_size=14).map(tuple)), max_size=6).map(
+    lambda d: tuple(KeyEntry(c, *parts) for c, parts in sorted(d.items()))
+)
 
 CLIENT: st.SearchStrategy[ClientMessage] = st.one_of(
     KEYS,
@@ -72,10 +81,11 @@ CLIENT: st.SearchStrategy[ClientMessage] = st.one_of(
     st.builds(UnmaskingShares, by_client(exactly(33)), by_client(exactly(33))),
     st.builds(Withdraw, TEXT, TEXT),
     st.builds(Statement, st.binary(min_size=1, max_size=300), SIGNATURE),
+    st.builds(LedgerRows, ROWS),
 )
 SERVER: st.SearchStrategy[ServerMessage] = st.one_of(
-    st.builds(Announcement, COUNTER, st.integers(0, 2**31 - 1), HASH, HASH, HASH, ID_LIST),
-    st.builds(KeyList, by_client(KEYS), st.lists(ROW, max_size=4).map(tuple)),
+    st.builds(Announcement, COUNTER, st.integers(0, 2**31 - 1), HASH, HASH, HASH, ID_LIST, SEQ),
+    st.builds(KeyList, BITS, ENTRIES, ROWS),
     st.builds(PeerShares, BITS, DEALT),
     st.builds(SurvivorNotice, BITS, ROW),
     st.builds(Certificate, by_client(SIGNATURE)),
@@ -142,15 +152,17 @@ def test_consistency_check_on_the_wire() -> None:
 
 
 def test_announcement_on_the_wire() -> None:
-    message = Announcement(3, 1, b"\xaa" * 32, b"\xbb" * 32, b"\xcc" * 32, (ClientId(1), ClientId(2), ClientId(300)))
+    cohort = (ClientId(1), ClientId(2), ClientId(300))
+    message = Announcement(3, 1, b"\xaa" * 32, b"\xbb" * 32, b"\xcc" * 32, cohort, 5)
     wire = bytes.fromhex(
-        "0a 70"  # ServerFrame.announcement (field 1), 112 bytes
+        "0a 72"  # ServerFrame.announcement (field 1), 114 bytes
         "08 03"  # round = 3
         "10 01"  # attempt = 1
         "1a 20" + "aa" * 32 +  # manifest_digest
         "22 20" + "bb" * 32 +  # roster_root
         "2a 20" + "cc" * 32 +  # model_digest
         "32 04 01 02 ac02"  # cohort, packed: 1, 2, 300
+        "38 05"  # ledger_seq = 5
     )  # fmt: skip
     assert encode_server(message) == wire
     assert decode_server(wire) == message
@@ -189,18 +201,29 @@ def test_size_comes_first() -> None:
 
 
 def test_the_largest_legal_messages_fit() -> None:
-    everybody = [ClientId(i) for i in range(65280, 65536)]
+    neighbors = [ClientId(i) for i in range(65536 - codec.MAX_NEIGHBORS, 65536)]
+    everybody = [ClientId(i) for i in range(65536 - codec.MAX_CLIENTS, 65536)]
     hash_, signature, top = bytes(32), bytes(64), 2**53 - 1
     keys = AdvertiseKeys(hash_, hash_, hash_, top, hash_, signature)
-    row = LedgerRow(top, hash_, hash_, hash_, signature)
-    dealt = tuple(DealtShare(c, bytes(82), hash_, hash_, (hash_,) * 8, signature) for c in everybody)
+    path = (hash_,) * codec.MAX_PATH
+    rows = (LedgerRow(top, 2**31 - 1, 2**31 - 1, hash_, hash_, hash_, signature),) * MAX_SEGMENT
+    dealt = tuple(DealtShare(c, bytes(82), hash_, hash_, path, signature) for c in neighbors)
     for server_message in (
-        KeyList(tuple((c, keys) for c in everybody), (row,) * codec.MAX_LEDGER_ROWS),
-        PeerShares(bytes(32), dealt),
+        KeyList(bytes(1250), tuple(KeyEntry(c, keys, path) for c in neighbors), rows),
+        PeerShares(bytes(1250), dealt),
+        Certificate(tuple((c, signature) for c in everybody)),
+        Announcement(1, 0, hash_, hash_, hash_, tuple(everybody), top),
     ):
         assert decode_server(encode_server(server_message)) == server_message
-    sealed = tuple(SealedShare(c, bytes(82), hash_, hash_) for c in everybody)
-    for client_message in (ShareKeys(sealed, signature), Statement(bytes(codec.MAX_STATEMENT), signature)):
+    sealed = tuple(SealedShare(c, bytes(82), hash_, hash_) for c in neighbors)
+    shares = tuple((c, bytes(33)) for c in neighbors)
+    for client_message in (
+        ShareKeys(sealed, signature),
+        Statement(bytes(codec.MAX_STATEMENT), signature),
+        UnmaskingShares(shares, shares),
+        MaskedInput(hash_, codec.MAX_WORDS, tuple(neighbors), signature),
+        LedgerRows(rows),
+    ):
         assert decode_client(encode_client(client_message)) == client_message
 
 
@@ -210,10 +233,10 @@ def entries(ids: list[int]) -> bytes:
     return pb.ServerFrame(certificate=pb.Certificate(signatures=signatures)).SerializeToString()
 
 
-@pytest.mark.parametrize("ids", [[2, 1], [1, 1], [0, 1], [65536], list(range(1, 258))])
+@pytest.mark.parametrize("ids", [[2, 1], [1, 1], [0, 1], [65536], list(range(1, 10_002))])
 def test_lists_of_clients_ascend_and_end(ids: list[int]) -> None:
     assert decode_server(entries([1, 2, 65535]))
-    assert decode_server(entries(list(range(1, 257))))
+    assert decode_server(entries(list(range(1, 10_001))))
     with pytest.raises(RemoteProtocolError):
         decode_server(entries(ids))
 
@@ -256,7 +279,7 @@ def varint(n):
 
 decode_server(encode_server(Finished(1)))
 before = peak()
-for field in (1, 2):  # as many empty entries (then rows) as fit: protobuf makes an object of each
+for field in (2, 3):  # as many empty entries (then rows) as fit: protobuf makes an object of each
     body = bytes([field << 3 | 2, 0]) * ((MAX_SERVER_FRAME - 8) // 2)
     frame = bytes([0x12]) + varint(len(body)) + body
     assert len(frame) <= MAX_SERVER_FRAME

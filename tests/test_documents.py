@@ -330,39 +330,51 @@ def test_manifest_numbers_are_exact() -> None:
 def ledger(rows: int) -> ReleaseLedger:
     book = ReleaseLedger(FEDERATION.manifest.digest())
     for i in range(rows):
-        ctx = i.to_bytes(32, "big")
-        book = book.extended(book.next_row(ctx, bytes(32), bytes(32), FEDERATION.server_key))
+        opened = (i + 1, 0, i.to_bytes(32, "big"), bytes(32), bytes(32))
+        book = book.extended(book.next_row(opened, FEDERATION.server_key))
     return book
 
 
 def test_a_ledger_is_followed_from_any_point() -> None:
     book, key = ledger(4), FEDERATION.server_key.verify_key
     for start in range(5):
-        assert follow(book.manifest_digest, start, book.head_at(start), book.since(start), key) == (4, book.head)
+        assert follow(ledger(start), book.since(start), key) == book
 
 
 def test_nothing_but_a_signed_extension_is_followed() -> None:
     book, key = ledger(3), FEDERATION.server_key.verify_key
-    rows, start = book.rows, (0, book.head_at(0))
+    rows = book.rows
 
-    def walk(*changed_rows: Any, at: tuple[int, bytes] = start, digest: bytes = book.manifest_digest) -> Any:
-        return follow(digest, *at, changed_rows, key)
+    def walk(*changed_rows: Any, digest: bytes = book.manifest_digest) -> Any:
+        return follow(ReleaseLedger(digest), changed_rows, key)
 
-    assert walk(*rows) == (3, book.head)
+    assert walk(*rows) == book
     assert walk(*rows[1:]) is None and walk(rows[0], rows[2]) is None and walk(rows[1], rows[0]) is None
     assert walk(rows[0], rows[0]) is None
-    assert walk(*rows, at=(0, bytes(32))) is None and walk(*rows, digest=bytes(32)) is None
-    for field in ("ctx", "root_u2", "hash_u3"):
-        assert walk(rows[0], replace(rows[1], **{field: b"\x07" * 32}), rows[2]) is None  # type: ignore[arg-type]
+    assert walk(*rows, digest=bytes(32)) is None
+    changes = {"round": 9, "attempt": 1, **dict.fromkeys(("ctx", "root_u2", "hash_u3"), b"\x07" * 32)}
+    for field, value in changes.items():
+        assert walk(rows[0], replace(rows[1], **{field: value}), rows[2]) is None  # type: ignore[arg-type]
     assert walk(replace(rows[0], signature=rows[1].signature)) is None
-    assert follow(book.manifest_digest, *start, rows, OTHER.verify_key) is None
+    assert follow(ledger(0), rows, OTHER.verify_key) is None
 
 
 @pytest.mark.parametrize("seq", [0, 2, 7])
 def test_a_gap_is_no_extension_even_if_the_server_signs_it(seq: int) -> None:
     book = ledger(0)
-    unsigned = LedgerRow(seq, bytes(32), bytes(32), bytes(32), b"")
+    unsigned = LedgerRow(seq, 1, 0, bytes(32), bytes(32), bytes(32), b"")
     head = unsigned.head(book.head)
     signature = FEDERATION.server_key.sign(ledger_head_digest(book.manifest_digest, seq, head))
     row = replace(unsigned, signature=signature)
-    assert follow(book.manifest_digest, 0, book.head, (row,), FEDERATION.server_key.verify_key) is None
+    assert follow(book, (row,), FEDERATION.server_key.verify_key) is None
+
+
+def test_a_changed_copy_forgets_what_the_original_had_computed() -> None:
+    roster, manifest = FEDERATION.roster, FEDERATION.manifest
+    before = (roster.root(), roster.ids, roster.verify_key(roster.ids[0]), manifest.digest())
+    for deep in (False, True):
+        fewer = roster.model_copy(update={"clients": roster.clients[1:]}, deep=deep)
+        assert fewer.root() != before[0] and fewer.ids == before[1][1:] and fewer.member(before[1][0]) is None
+        assert manifest.model_copy(update={"task": "another"}, deep=deep).digest() != before[3]
+    assert (roster.root(), roster.ids, roster.verify_key(roster.ids[0]), manifest.digest()) == before
+    assert roster == Roster.model_validate_json(roster.to_bytes())  # a computed value is no part of equality

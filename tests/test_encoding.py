@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.encoding import SlotEncoding
+from secagg.encoding import PIECE, SlotEncoding, SlotPacker
 from secagg.errors import EncodingError
 from secagg.prg import Stream
 from secagg.types import Secret
@@ -67,6 +67,98 @@ def test_rounding_is_to_a_neighbour(values: list[float], seed: int) -> None:
     assert np.array_equal(encoding.quantize(exact, words(len(x), seed)), exact * 1024)
 
 
+def rounded(x: float, scale: int, random: int) -> int:
+    """SPEC 5.1 in plain integers."""
+    whole, fraction = divmod(int(x * scale * 2.0**32), 2**32)  # int() cuts toward zero
+    return whole + (random < fraction)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(-4, 4), st.integers(0, 2**32 - 1)), min_size=1, max_size=30),
+    st.sampled_from(["<f8", "<f4", "<f2"]),
+)
+def test_rounding_is_that_of_the_spec(pairs: list[tuple[float, int]], dtype: str) -> None:
+    encoding = SlotEncoding(3, 1024, 4096, 5)
+    x = np.array([value for value, _ in pairs]).astype(dtype)
+    random = np.array([r for _, r in pairs], dtype=np.uint32)
+    expected = [rounded(float(value), 1024, int(r)) for value, r in zip(x, random, strict=True)]
+    assert encoding.quantize(x, random).tolist() == expected
+    low = words(len(x)) & np.uint64(2**32 - 1)  # what stands in the lower half of a uint64 does not count
+    assert encoding.quantize(x, random.astype(np.uint64) << np.uint64(32) | low).tolist() == expected
+    assert encoding.quantize(np.repeat(x, 2)[::2], random).tolist() == expected  # any stride
+
+
+def test_rounding_runs_over_many_pieces() -> None:
+    encoding = SlotEncoding(3, 1000, 8191, 100)
+    count = 2 * PIECE + 77
+    raw = words(count)
+    x = ((raw % np.uint64(16_000_001)).astype(np.float64) - 8e6) / 1e6
+    random = words(count, 1)
+    expected = [rounded(v, 1000, r >> 32) for v, r in zip(x.tolist(), random.tolist(), strict=True)]
+    assert encoding.quantize(x, random).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("slots", "bound", "clients"), [(2, 2**31 - 1, 1), (3, 2**20 - 1, 1), (4, 2**15 - 1, 1), (2, 1, 9)]
+)
+@pytest.mark.parametrize("random", [0, 2**32 - 1])
+def test_the_ends_of_the_range(slots: int, bound: int, clients: int, random: int) -> None:
+    """At the largest bound that any encoding has, neither rounding nor packing overflows."""
+    encoding = SlotEncoding(slots, 1, bound, clients)
+    x = np.array([bound, -bound, bound - 1, 0.5, -0.5, 2.0**-33, -(2.0**-33), -0.0])
+    r = np.full(len(x), random, dtype=np.uint32)
+    q = encoding.quantize(x, r)
+    assert q.tolist() == [rounded(v, 1, random) for v in x.tolist()]
+    assert q[:3].tolist() == [bound, -bound, bound - 1] and q[5:].tolist() == [0, 0, 0]
+    packed = np.empty(encoding.words_for(len(x)), dtype=np.uint64)
+    assert SlotPacker(encoding).reals(x, r, packed)
+    assert np.array_equal(packed, encoding.pack(q)) and np.array_equal(encoding.unpack(packed, len(x), 1), q)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 3 * PIECE - 1, 3 * PIECE, 3 * PIECE + 1, 7 * PIECE + 2])
+def test_packing_runs_over_many_pieces(length: int) -> None:
+    encoding = SlotEncoding(3, 16, 5000, 3)
+    values = (words(length) % np.uint64(10_001)).astype(np.int64) - 5000
+    padded = [v + 5000 for v in values.tolist()] + [0] * (-length % 3)
+    expected = [a | b << 21 | c << 42 for a, b, c in zip(*[iter(padded)] * 3, strict=True)]
+    packed = encoding.pack(values)
+    assert packed.tolist() == expected
+    assert np.array_equal(encoding.unpack(packed, length, 1), values)
+    assert np.array_equal(encoding.pack(values.astype(np.int32)), packed)
+    for place in {0, length // 2, length - 1}:
+        for wrong in (5001, -5001):
+            bent = values.copy()
+            bent[place] = wrong
+            with pytest.raises(EncodingError, match="within the bound"):
+                encoding.pack(bent)
+        bent_words = packed.copy()
+        bent_words[place // 3] |= np.uint64(1 << 63)
+        with pytest.raises(EncodingError, match="out of range"):
+            encoding.unpack(bent_words, length, 1)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, PIECE, 3 * PIECE + 4, -1])
+@pytest.mark.parametrize(("bad", "code"), [(np.nan, "E110"), (np.inf, "E110"), (4.01, "E111"), (-1e38, "E111")])
+def test_one_bad_value_anywhere_is_found(place: int, bad: float, code: str) -> None:
+    encoding = SlotEncoding(3, 1024, 4096, 5)
+    x = np.zeros(3 * PIECE + 50, dtype=np.float32)
+    x[place] = bad
+    random = np.zeros(len(x), dtype=np.uint32)
+    with pytest.raises(EncodingError) as caught:
+        encoding.quantize(x, random)
+    assert caught.value.code == code
+    if code == "E110":
+        assert caught.value.found == f"1 non-finite of {len(x)}"
+    assert not SlotPacker(encoding).reals(x, random, np.empty(encoding.words_for(len(x)), dtype=np.uint64))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint64, bool])
+def test_only_signed_integers_are_packed(dtype: type) -> None:
+    with pytest.raises(EncodingError, match="not integers"):
+        SlotEncoding(3, 1, 5, 2).pack(np.zeros(4, dtype=dtype))
+
+
 def test_rounding_is_unbiased() -> None:
     """100,000 roundings of 0.3 grid steps: the mean is 0.3 within 6 deviations. Rounding to nearest would give 0."""
     encoding = SlotEncoding(3, 1, 10, 5)
@@ -90,7 +182,7 @@ def test_out_of_range_is_refused_and_not_clamped(bad: float) -> None:
     encoding = SlotEncoding(3, 1024, 4096, 5)
     with pytest.raises(EncodingError, match="out of range") as caught:
         encoding.quantize(np.array([0.0, bad]), words(2))
-    assert caught.value.code == "E111"
+    assert caught.value.code == "E111" and f"{abs(bad):.4g}" in str(caught.value)
     assert encoding.quantize(np.array([4.0, -4.0]), words(2)).tolist() == [4096, -4096]
 
 

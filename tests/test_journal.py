@@ -23,13 +23,13 @@ ME = ClientId(3)
 
 
 def announcement(round_: int, attempt: int = 0) -> Announcement:
-    return Announcement(round_, attempt, DIGEST, bytes(32), bytes(32), (ClientId(1), ClientId(2)))
+    return Announcement(round_, attempt, DIGEST, bytes(32), bytes(32), (ClientId(1), ClientId(2)), 0)
 
 
 def grown(rows: int) -> ReleaseLedger:
     ledger = ReleaseLedger(DIGEST)
     for i in range(rows):
-        ledger = ledger.extended(ledger.next_row(bytes([i]) * 32, bytes(32), bytes(32), KEY))
+        ledger = ledger.extended(ledger.next_row((i + 1, 0, bytes([i]) * 32, bytes(32), bytes(32)), KEY))
     return ledger
 
 
@@ -39,17 +39,17 @@ def test_a_client_remembers_across_restarts(tmp_path: Path) -> None:
     assert journal.memory == ClientMemory.fresh(MANIFEST)
     ledger = grown(2)
     journal.record(JoinRecord(4, 1, bytes(32)))
-    journal.record(SpentRecord(4, 1, ledger.rows[0], ledger.heads[0]))
+    journal.record(SpentRecord(4, 1, ledger.rows[:1], ledger.heads[0]))
     journal.record(JoinRecord(5, 0, bytes(32)))
-    journal.record(SpentRecord(5, 0, ledger.rows[1], ledger.head))
+    journal.record(SpentRecord(5, 0, ledger.rows[1:], ledger.head))
     journal.record(JoinRecord(6, 2, bytes(32)))
-    expected = ClientMemory((6, 2), 5, 2, ledger.head)
+    expected = ClientMemory((6, 2), 5, ledger)
     assert journal.memory == expected
     with pytest.raises(LocalProtocolError, match="only increase"):
         journal.record(JoinRecord(6, 2, bytes(32)))
     third = grown(3)
     with pytest.raises(LocalProtocolError, match="spent once"):
-        journal.record(SpentRecord(5, 1, third.rows[2], third.head))
+        journal.record(SpentRecord(5, 1, third.rows[2:], third.head))
     assert journal.memory == expected
     journal.close()
     again = ClientJournal(path, ME, DIGEST)
@@ -103,9 +103,38 @@ def test_release_rows_must_extend_the_ledger(tmp_path: Path) -> None:
     with pytest.raises(LocalProtocolError):  # another head
         journal.record(ReleaseRecord(ledger.rows[0], ledger.head))
     journal.record(ReleaseRecord(ledger.rows[0], ledger.heads[0]))
-    with pytest.raises(LocalProtocolError):  # twice
-        journal.record(ReleaseRecord(ledger.rows[0], ledger.heads[0]))
+    journal.record(ReleaseRecord(ledger.rows[0], ledger.heads[0]))  # once more: an attempt that is resumed
+    other = ReleaseLedger(DIGEST)
+    other = other.extended(other.next_row((1, 0, b"o" * 32, bytes(32), bytes(32)), KEY))
+    with pytest.raises(LocalProtocolError):  # another row with the same number
+        journal.record(ReleaseRecord(other.rows[0], other.head))
     assert journal.ledger == grown(1)
+    journal.close()
+
+
+def test_convicted_clients_are_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "server" / "journal"
+    journal = ServerJournal(path, DIGEST)
+    assert journal.convicted == frozenset()
+    journal.convict([ClientId(3)])
+    journal.convict([ClientId(3), ClientId(1)])
+    journal.convict([])
+    journal.close()
+    again = ServerJournal(path, DIGEST)
+    assert again.convicted == {1, 3}
+    again.close()
+
+
+def test_a_client_remembers_every_row_it_followed(tmp_path: Path) -> None:
+    """Rows of rounds that it missed come with the key list: a rewound server gets all of them back."""
+    journal = ClientJournal(tmp_path / "site" / "journal", ME, DIGEST)
+    ledger = grown(4)
+    for rows, head in (((), ledger.head), (ledger.rows[1:3], ledger.heads[2]), (ledger.rows[:3], ledger.heads[1])):
+        with pytest.raises(LocalProtocolError, match="do not extend"):
+            journal.record(SpentRecord(1, 0, rows, head))
+    journal.record(SpentRecord(3, 0, ledger.rows[:3], ledger.heads[2]))
+    journal.record(SpentRecord(4, 0, ledger.rows[3:], ledger.head))
+    assert journal.memory.ledger == ledger
     journal.close()
 
 
@@ -134,14 +163,14 @@ def test_well_chained_rows_that_make_no_sense_stop_the_process(tmp_path: Path) -
     path = tmp_path / "site" / "journal"
     ledger = grown(1)
     journal = ClientJournal(path, ME, DIGEST)
-    journal.record(SpentRecord(1, 0, ledger.rows[0], ledger.head))
-    with pytest.raises(LocalProtocolError, match="go back"):
-        journal.record(SpentRecord(2, 0, ledger.rows[0], ledger.head))
+    journal.record(SpentRecord(1, 0, ledger.rows, ledger.head))
+    with pytest.raises(LocalProtocolError, match="do not extend"):
+        journal.record(SpentRecord(2, 0, ledger.rows, ledger.head))
     journal.close()
     ClientJournal(path, ME, DIGEST).close()  # the refused record was not written
     server = tmp_path / "server" / "journal"
     ServerJournal(server, DIGEST).close()
-    genesis = {"book": "server journal", "version": 1, "manifest": DIGEST.hex()}
+    genesis = {"book": "server journal", "version": 2, "manifest": DIGEST.hex()}
     with ChainedStore.open(server, genesis) as store:
         store.append("unknown", {"round": 1})
     with pytest.raises(LedgerError, match="does not fit"):

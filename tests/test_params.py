@@ -8,7 +8,8 @@ import pytest
 from secagg.encoding import SlotEncoding
 from secagg.errors import ParameterError
 from secagg.graph import CompleteGraph
-from secagg.params import MAX_COMPLETE_GRAPH, SecAggParams, both_shares_threshold, default_max_corrupt
+from secagg.params import SIZES, SecAggParams, default_max_corrupt
+from secagg.thresholds import both_shares_threshold, ring_parameters
 from secagg.types import ClientId
 
 
@@ -72,7 +73,10 @@ def test_feasibility_is_exactly_the_inequality() -> None:
     ("changes", "what"),
     [
         ({"n": 2}, "number of clients"),
-        ({"n": MAX_COMPLETE_GRAPH + 1, "c": 0}, "number of clients"),
+        ({"n": SIZES["complete"][1] + 1, "c": 0}, "number of clients"),
+        ({"n": 199, "c": 5, "dropouts": 5, "graph": "ring"}, "number of clients"),
+        ({"n": 10_001, "c": 5, "dropouts": 5, "graph": "ring"}, "number of clients"),
+        ({"graph": "star"}, "graph"),
         ({"c": -1}, "corrupt clients"),
         ({"c": 4}, "corrupt clients"),
         ({"dropouts": -1}, "dropouts"),
@@ -125,6 +129,26 @@ def test_layout() -> None:
     assert (p.payload_words, p.num_chunks, p.total_words) == (5, 1, 6)
     p = params(vector_length=3 * 15)  # 15 words of slots and the contribution word need a second chunk
     assert (p.payload_words, p.num_chunks, p.total_words) == (16, 2, 18)
+
+
+def test_the_ring_takes_degree_and_threshold_from_the_finder() -> None:
+    p = params(200, 10, 10, graph="ring", encoding=SlotEncoding(3, 16, 100, 200))
+    found = ring_parameters(200, 10, 10)
+    assert (p.degree, p.threshold, p.max_corrupt_neighbors) == (
+        found.degree,
+        found.threshold,
+        found.max_corrupt_neighbors,
+    )
+    assert p.required_advertised == 190 and p.required == p.quorum == 106
+    assert p.degree // 2 + p.max_corrupt_neighbors + 1 <= p.threshold <= p.degree < p.required_advertised
+    assert p.digest() != params(200, 10, 10, encoding=SlotEncoding(3, 16, 100, 200)).digest()
+    assert default_max_corrupt(200, "ring") == 10
+
+
+@pytest.mark.parametrize(("n", "c", "dropouts"), [(200, 10, 90), (1000, 450, 50), (10_000, 4000, 500)])
+def test_a_ring_that_cannot_be_both_safe_and_live_is_refused(n: int, c: int, dropouts: int) -> None:
+    with pytest.raises(ParameterError):
+        params(n, c, dropouts, graph="ring", encoding=SlotEncoding(2, 16, 100, n))
 
 
 def test_complete_graph() -> None:

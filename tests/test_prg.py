@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import ECB
+from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +43,23 @@ def test_pieces_make_the_whole(sizes: list[int], start: int) -> None:
     stream = Stream(SEED, 2 * start)
     pieces = np.concatenate([np.empty(0, np.uint64), *(stream.words(n) for n in sizes)])
     assert np.array_equal(pieces, Stream(SEED).words(2 * start + sum(sizes))[2 * start :])
+
+
+@given(st.binary(min_size=32, max_size=32), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 3000))
+def test_the_fast_stream_is_ctr(seed: bytes, first: list[int], rest: int) -> None:
+    """Read in small pieces across the blocks that do not come from GCM, then at length; by words and by bytes."""
+    expected = Cipher(AES256(seed), CTR(bytes(16))).encryptor().update(bytes(8 * (sum(first) + rest)))
+    stream = Stream(Secret(seed))
+    got = b"".join(stream.words(n).tobytes() for n in first)
+    tail = bytearray(8 * rest)
+    stream.write(memoryview(bytes(8 * rest)), memoryview(tail))
+    assert got + tail == expected
+
+
+def test_the_fast_stream_and_ctr_meet_far_inside() -> None:
+    """Also past 2^16 blocks, where a shorter counter would have wrapped."""
+    words = Stream(SEED).words(2 * 70_000)
+    assert np.array_equal(words[2 * 65_530 :], Stream(SEED, 2 * 65_530).words(2 * 4_470))
 
 
 def test_into_writes_exactly_its_target() -> None:

@@ -329,7 +329,10 @@ def rechained(report: dict[str, Any], client: int, bodies: list[dict[str, Any]])
 def test_a_rewritten_ledger_with_a_whole_chain_is_found(report: dict[str, Any]) -> None:
     bodies = [row["body"] for row in report["facts"]["statements"][0]["statement"]["rows"][1:]]
     assert failures(rechained(report, 1, bodies)) == []
-    assert "client 1: every upload was charged" in failures(rechained(report, 1, bodies[:-1]))
+    assert "client 1: every upload was charged" in failures(rechained(report, 1, bodies[:1]))
+    # the second attempt of round 2 may have sent the values of the first, under its charge; never the other way round
+    assert "client 1: every upload was charged" not in failures(rechained(report, 1, bodies[:-1]))
+    assert "client 1: every upload was charged" in failures(rechained(report, 1, [bodies[0], bodies[2]]))
     cheaper = copy.deepcopy(bodies)
     cheaper[0]["event"]["count"] = 9
     assert "client 1: charges equal the manifest's event" in failures(rechained(report, 1, cheaper))

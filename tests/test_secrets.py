@@ -15,7 +15,7 @@ from simulator import Federation, Simulation, insecure_rng, make_manifest, rando
 
 from protocol.client_states import PHASES, Held, erase
 from protocol.errors import RemoteProtocolError
-from protocol.messages import AttemptAborted, ShareKeys, shares_body
+from protocol.messages import AttemptAborted, KeyEntry, ShareKeys, shares_body
 from secagg import types
 from secagg.errors import EncodingError
 from secagg.masking import Mask
@@ -205,7 +205,7 @@ def test_a_refusal_half_way_leaves_no_secret(born: list[tuple[Secret, bytes]]) -
     bent = replace(server.adverts[corrupt], encryption_pk=bytes(32))  # small order: found at the last of five shares
     bent = replace(bent, signature=server.federation.client_keys[corrupt].sign(bent.body(server.ctx, corrupt)))
     honest = server.key_list()
-    server.tell(victim, replace(honest, entries=(*honest.entries[:4], (corrupt, bent))))
+    server.tell(victim, replace(honest, entries=(*honest.entries[:4], KeyEntry(corrupt, bent))))
     assert "not a valid X25519 key" in server.refusals[victim].what
 
     other = lying()
@@ -269,7 +269,7 @@ def test_opened_shares_that_are_refused_are_erased(born: list[tuple[Secret, byte
 
 
 def test_the_check_for_erasure_can_fail(born: list[tuple[Secret, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.client.erase", lambda value: None)
+    monkeypatch.setattr("protocol.client_phases.erase", lambda value: None)
     server = lying()
     for _ in play(server):
         pass

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from fractions import Fraction
 
 import pytest
 import shamirs
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from simulator import insecure_rng
 
 from secagg.errors import ParameterError, ReconstructionError
-from secagg.shamir import PRIME, SHARE_BYTES, reconstruct, split
+from secagg.shamir import PRIME, SHARE_BYTES, lagrange_at_zero, reconstruct, split
 from secagg.types import Secret
 
 SECRET = Secret(bytes(range(32)))
@@ -63,6 +64,36 @@ def test_ours_against_the_shamirs_package() -> None:
     theirs = shamirs.shares(int.from_bytes(SECRET.view, "big"), quantity=7, modulus=PRIME, threshold=4)
     mine = {s.index: Secret(s.value.to_bytes(33, "big")) for s in theirs}
     assert reconstruct({x: mine[x] for x in (7, 2, 5, 3)}, 4) == SECRET
+
+
+@given(st.lists(st.integers(1, 65535), min_size=1, max_size=12, unique=True))
+def test_weights_are_those_of_lagrange(points: list[int]) -> None:
+    """Against exact fractions, in any order of the points."""
+    for x, weight in zip(points, lagrange_at_zero(tuple(points)), strict=True):
+        exact = Fraction(1)
+        for other in points:
+            exact *= Fraction(other, other - x) if other != x else 1
+        assert weight * exact.denominator % PRIME == exact.numerator % PRIME
+
+
+def test_sharing_at_the_size_of_the_largest_ring() -> None:
+    shares = split(SECRET, 139, range(1, 171), insecure_rng("ring"))
+    for missing in (range(1, 32), range(140, 171), range(1, 171, 6)):
+        left = {x: s for x, s in shares.items() if x not in missing}
+        assert reconstruct(left, 139) == SECRET
+        with pytest.raises(ReconstructionError, match="too few"):
+            reconstruct(dict(list(left.items())[:138]), 139)
+    far = split(SECRET, 140, range(65535 - 169, 65536), insecure_rng("far"))  # the longest points
+    assert reconstruct(far, 140) == SECRET
+
+
+def test_nothing_secret_is_kept_between_calls() -> None:
+    """The cache is keyed by points alone: another secret at the same points comes out right."""
+    lagrange_at_zero.cache_clear()
+    for text in (b"\x01" * 32, b"\x02" * 32):
+        shares = split(Secret(text), 3, [4, 9, 2, 7], insecure_rng(text))
+        assert reconstruct(shares, 3) == Secret(text)
+    assert lagrange_at_zero.cache_info().misses == 1
 
 
 def test_one_changed_share_changes_the_secret() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacker import lying
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -107,6 +108,28 @@ def signed(federation: Federation, client: int, signature: bytes, body: bytes) -
     Ed25519PublicKey.from_public_bytes(bytes.fromhex(member.identity_key)).verify(signature, body)
 
 
+def climb(leaf: bytes, index: int, count: int, path: list[bytes]) -> bytes:
+    """Root that a path leads to; every sibling is used, and none is missing."""
+    path = list(path)
+    while count > 1:
+        if index ^ 1 < count:
+            pair = (path.pop(0), leaf) if index % 2 else (leaf, path.pop(0))
+            leaf = digest("merkle-node", *pair)
+        index, count = index // 2, (count + 1) // 2
+    assert path == []
+    return leaf
+
+
+def ring(members: list[int], root_u1: bytes, degree: int) -> dict[int, dict[int, int]]:
+    """4.7: member -> (neighbour -> point of the share that this neighbour holds)."""
+    order = sorted(members, key=lambda m: (digest("ring-order", root_u1, m), m))
+    half, n = degree // 2, len(order)
+    return {
+        m: {order[(at + d) % n]: d if d > 0 else degree + 1 + d for d in range(-half, half + 1) if d}
+        for at, m in enumerate(order)
+    }
+
+
 # -- one attempt, read by it ------------------------------------------------------------------------------------------
 
 
@@ -132,8 +155,8 @@ def test_an_attempt_follows_the_document(lost: dict[int, Phase]) -> None:
     payload = 1 + -(-length // a.slots_per_word)
     chunks = -(-payload // (a.chunk_words - 1))
     params = digest(
-        *("params", b"complete", b"aes-256-ctr", b"masking", n, c, a.max_dropouts, a.min_cohort, t, t, length),
-        *(a.slots_per_word, a.scale, a.bound, a.chunk_words),
+        *("params", b"complete", b"aes-256-ctr", b"masking", n, c, a.max_dropouts, a.min_cohort, n - 1, t, t, c),
+        *(length, a.slots_per_word, a.scale, a.bound, a.chunk_words),
     )
     announcement = run.server.announcement
     manifest_digest = digest("manifest", manifest.to_bytes())
@@ -146,15 +169,17 @@ def test_an_attempt_follows_the_document(lost: dict[int, Phase]) -> None:
     # 6.2, 6.3
     key_list = next(m for _, m in told if isinstance(m, KeyList))
     genesis = digest("release-ledger-genesis", manifest_digest)
-    parts: list[bytes] = []
-    for client, m in key_list.entries:
+    leaves: list[bytes] = []
+    for entry in key_list.entries:
+        client, m = entry.client, entry.keys
         keys = (m.encryption_pk, m.masking_pk, m.commitment)
         body = encode("sign-advertise-keys", ctx, client, *keys, m.ledger_seq, m.ledger_head)
         signed(federation, client, m.signature, body)
-        assert (m.ledger_seq, m.ledger_head) == (0, genesis)
-        parts += [body, m.signature]
-    u1 = [client for client, _ in key_list.entries]
-    root_u1 = digest("root-u1", ctx, *parts)
+        assert (m.ledger_seq, m.ledger_head, entry.path) == (0, genesis, ())
+        leaves.append(digest("advertise-leaf", body, m.signature))
+    u1 = [entry.client for entry in key_list.entries]
+    assert key_list.advertised == bitmap(set(u1), cohort)
+    root_u1 = digest("root-u1", ctx, key_list.advertised, merkle(leaves))
     for dealer, m in said[ShareKeys].items():
         assert isinstance(m, ShareKeys)
         leaves = [
@@ -188,9 +213,10 @@ def test_an_attempt_follows_the_document(lost: dict[int, Phase]) -> None:
     u3 = sorted(run.server.masked)
     assert notice.masked == bitmap(set(u3), u2)
     hash_u3 = digest("root-u3", root_u2, notice.masked)
-    head = digest("release-ledger-row", genesis, 1, ctx, root_u2, hash_u3)
+    head = digest("release-ledger-row", genesis, 1, announcement.round, announcement.attempt, ctx, root_u2, hash_u3)
     row = notice.row
-    assert (row.seq, row.ctx, row.root_u2, row.hash_u3) == (1, ctx, root_u2, hash_u3)
+    named = (row.seq, row.round, row.attempt, row.ctx, row.root_u2, row.hash_u3)
+    assert named == (1, announcement.round, announcement.attempt, ctx, root_u2, hash_u3)
     server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(federation.roster.server.identity_key))
     server.verify(row.signature, digest("sign-release-ledger-head", manifest_digest, 1, head))
     assert any(isinstance(r, ReleaseRecord) and r.head == head for _, r in run.records)
@@ -202,7 +228,7 @@ def test_an_attempt_follows_the_document(lost: dict[int, Phase]) -> None:
 
     # 6.6, 7.6: secrets from shares, masks from secrets, the sum from masks
     answers = {c: m for c, m in run.view if isinstance(m, UnmaskingShares)}
-    adverts = dict(key_list.entries)
+    adverts = {entry.client: entry.keys for entry in key_list.entries}
     total = [sum(int(w) for w in words) for words in zip(*(run.uploads[ClientId(c)] for c in u3), strict=True)]
 
     def remove(seed: bytes, sign: int) -> None:
@@ -237,13 +263,62 @@ def test_an_attempt_follows_the_document(lost: dict[int, Phase]) -> None:
     assert np.array_equal(np.array(slots) - a.bound * len(u3), expected)
 
 
+def test_the_ring_follows_the_document() -> None:
+    """4.7 and 6.3 to 6.4 on a real ring of 200: order, neighbours, places, and both trees."""
+    server = lying(200, 2, 2, length=4, aggregation__graph="ring")
+    server.announce()
+    ctx, cohort = server.ctx, list(server.ids)
+    key_list = server.key_list(to=ClientId(1))
+    roots = set()
+    for entry in key_list.entries:
+        m = entry.keys
+        keys = (m.encryption_pk, m.masking_pk, m.commitment)
+        body = encode("sign-advertise-keys", ctx, entry.client, *keys, m.ledger_seq, m.ledger_head)
+        leaf = digest("advertise-leaf", body, m.signature)
+        roots.add(climb(leaf, cohort.index(entry.client), len(cohort), list(entry.path)))
+    (tree,) = roots
+    root_u1 = digest("root-u1", ctx, bitmap(set(cohort), cohort), tree)
+    places = ring(cohort, root_u1, 10)
+    assert sorted([1, *places[1]]) == [entry.client for entry in key_list.entries]
+    assert all(places[u].keys() == {v for v in cohort if u in places[v]} for u in cohort)  # symmetric
+    for dealer in places[1]:
+        assert server.tell(ClientId(dealer), server.key_list(to=ClientId(dealer)))
+    assert server.tell(ClientId(1), key_list)
+    share = server.peer_shares(ClientId(1), cohort).shares[0]
+    holders = sorted(places[share.dealer])
+    leaf = digest(
+        "envelope-leaf", share.dealer, 1, digest("ciphertext-hash", share.ciphertext), share.self_hash, share.key_hash
+    )
+    root = climb(leaf, holders.index(1), len(holders), list(share.path))
+    signed(
+        server.federation, share.dealer, share.signature, encode("sign-share-keys", ctx, root_u1, share.dealer, root)
+    )
+    # the shares that all holders of client 1's seed were dealt meet in it, at their places
+    points = {}
+    for holder, point in places[1].items():
+        sealed = next(s for s in server.dealt[ClientId(1)].shares if s.recipient == holder)
+        private = bytes(server.sessions[ClientId(holder)]._state.encryption_sk.view)  # type: ignore[union-attr]
+        key = hkdf(
+            agree(private, server.adverts[ClientId(1)].encryption_pk), encode("kdf-share", ctx, root_u1, 1, holder)
+        )
+        opened = AESGCM(key).decrypt(bytes(12), sealed.ciphertext, encode("ad-share", ctx, root_u1, 1, holder))
+        points[point] = int.from_bytes(opened[:33], "big")
+    assert sorted(points) == list(range(1, 11))
+    seed = interpolate({x: points[x] for x in sorted(points)[:8]}).to_bytes(32, "big")
+    assert digest("seed-commitment", ctx, 1, seed) == server.adverts[ClientId(1)].commitment
+
+
 # -- worked values, labels, drop reasons, citations ------------------------------------------------------------------
 
 
 def test_worked_values() -> None:
     a, b = bytes(range(32)), bytes(range(32, 64))
     key = AESGCM(a).encrypt(bytes(12), bytes(66), encode("ad-share", a, b, 1, 2))
-    params = digest("params", b"complete", b"aes-256-ctr", b"masking", 5, 1, 1, 4, 4, 4, 4, 3, 1024, 4096, 16)
+    head = ("params", b"complete", b"aes-256-ctr", b"masking")
+    params = digest(*head, 5, 1, 1, 4, 4, 4, 4, 1, 4, 3, 1024, 4096, 16)
+    leaf = digest("advertise-leaf", encode("sign-advertise-keys", a, 1, a, b, a, 0, b), bytes(64))
+    place = ring([1, 2, 3, 5, 8, 13, 21], b, 4)
+    order = sorted(place, key=lambda m: digest("ring-order", b, m))
     genesis = digest("release-ledger-genesis", bytes(32))
     values = [
         digest("ctx", 1, b"ab"),
@@ -260,11 +335,16 @@ def test_worked_values() -> None:
         hashlib.sha256(encode("masked-input") + bytes(8)).digest(),
         digest("ctx", 1, bytes(32), 1, 1, bytes(32), bytes(32), digest("cohort", id_list(range(1, 6))), 5, 1, params),
         genesis,
-        digest("release-ledger-row", genesis, 1, a, b, bytes(32)),
+        digest("release-ledger-row", genesis, 1, 3, 2, a, b, bytes(32)),
+        leaf,
+        digest("root-u1", a, bitmap({1, 3}, [1, 2, 3]), merkle([leaf, bytes(32)])),
+        digest("ring-order", b, 1),
     ]
     section = SPEC[SPEC.index("## 12 Vectors") :]
     missing = [v.hex() for v in values if f"`{v.hex()}`" not in section]
     assert not missing
+    assert f"`{', '.join(map(str, order))}`" in section
+    assert "`" + ", ".join(f"{v}: {p}" for v, p in sorted(place[1].items())) + "`" in section
 
 
 def test_every_label_stands_in_the_table() -> None:

@@ -11,6 +11,7 @@ from protocol.client import ClientSession
 from protocol.client_states import PHASES, ClientMemory
 from protocol.drops import DropReason
 from protocol.effects import (
+    Abort,
     AcceptUpload,
     Aggregate,
     Charge,
@@ -28,6 +29,7 @@ from protocol.messages import (
     ClientMessage,
     ConsistencyCheck,
     Finished,
+    LedgerRows,
     MaskedInput,
     RoundResult,
     ServerMessage,
@@ -185,7 +187,7 @@ def test_effects_come_in_order() -> None:
     notice = server.notice(server.ids)
     spent, send = server.sessions[ME].receive(notice)
     head = notice.row.head(server.ledger.head)
-    assert isinstance(spent, Persist) and spent.record == SpentRecord(1, 0, notice.row, head)
+    assert isinstance(spent, Persist) and spent.record == SpentRecord(1, 0, (notice.row,), head)
     assert isinstance(send, Send) and isinstance(send.message, ConsistencyCheck)
     aggregator = server_in(Phase.MASKED_INPUT)
     row, *notices = aggregator.close_phase()
@@ -207,6 +209,8 @@ def said(client: int, kind: str) -> ClientMessage:
         return Withdraw("E111", "EncodingError")
     if kind == "Statement":
         return Statement(b"{}", bytes(64))
+    if kind == "LedgerRows":
+        return LedgerRows(PLAYED.server.ledger.rows)
     return next(m for m in SAID[ClientId(client)] if type(m).__name__ == kind)
 
 
@@ -254,7 +258,12 @@ def test_server_phase_times_client_message(phase: Phase, kind: str) -> None:
     answer = server.receive(ME, said(3, kind))
     if kind == "Withdraw":
         assert answer is DropReason.WITHDREW and server.drops[ME] is DropReason.WITHDREW
-    elif kind == "Statement":
+    elif kind == "LedgerRows" and phase is Phase.ADVERTISE_KEYS:  # this server has none: it was restored
+        assert not isinstance(answer, DropReason) and server.ledger == PLAYED.server.ledger
+        assert isinstance(answer[0], Persist) and isinstance(answer[-1], Abort)
+        assert server.phase is Phase.ABORTED
+        return
+    elif kind in ("Statement", "LedgerRows"):
         assert answer is DropReason.WRONG_PHASE
     else:
         number = ORDER.index(kind)

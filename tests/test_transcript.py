@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from secagg import labels
 from secagg.transcript import (
+    MerkleTree,
     bitmap,
     digest,
     encode,
     from_bitmap,
     id_list,
     merkle_climb,
-    merkle_path,
     merkle_root,
 )
 
@@ -64,7 +64,7 @@ def test_labels_are_distinct_and_carry_the_version() -> None:
 
 @given(st.sets(st.integers(1, 65535), min_size=1, max_size=40), st.data())
 def test_bitmap_round_trip(within: set[int], data: st.DataObject) -> None:
-    order = sorted(within)
+    order = tuple(sorted(within))
     members = sorted(data.draw(st.sets(st.sampled_from(order))))
     bits = bitmap(members, order)
     assert from_bitmap(bits, order) == tuple(members)
@@ -85,7 +85,7 @@ def test_every_leaf_climbs_to_the_root(count: int) -> None:
     leaves = [digest(b"leaf", i) for i in range(count)]
     root = merkle_root(leaves)
     for index, leaf in enumerate(leaves):
-        path = merkle_path(leaves, index)
+        path = MerkleTree(leaves).path(index)
         assert merkle_climb(leaf, index, count, path) == root
         assert merkle_climb(leaf, index, count, (*path, bytes(32))) is None
         if path:

@@ -7,17 +7,20 @@ bits and between clients. The same tests fail on copies of the protocol whose ma
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from attacker import LyingServer
 from simulator import Federation, Simulation, make_manifest, random_values
 
-from protocol.messages import AdvertiseKeys, ShareKeys, UnmaskingShares
+from protocol.drops import DropReason
+from protocol.messages import MaskedInput
 from secagg import kdf, key_agreement, shamir
-from secagg.encoding import Words
+from secagg.encoding import Values, Words
 from secagg.labels import KDF_PAIRWISE_MASK, KDF_SELF_MASK
 from secagg.masking import Mask, add_masks, frame, pairwise_sign
+from secagg.params import SecAggParams
 from secagg.transcript import digest
 from secagg.types import ClientId, Phase, Secret
 
@@ -137,14 +140,14 @@ def leaks(server: LyingServer) -> list[str]:
     return [name for name, words in residuals(server) if not uniform(words)]
 
 
-def test_one_masked_input_is_noise() -> None:
+def test_a21_one_masked_input_is_noise() -> None:
     server = observed()
     names = [name for name, _ in residuals(server)]
     assert len(names) == len(set(names)) > 250
     assert leaks(server) == []
 
 
-def test_masked_inputs_are_unrelated() -> None:
+def test_a21_masked_inputs_are_unrelated() -> None:
     """A keystream used twice would show in a difference or a sum of two inputs."""
     server = observed()
     for one in server.ids:
@@ -163,20 +166,29 @@ def public_self(seed: Secret, ctx: bytes, client: ClientId) -> Secret:
     return Secret(digest(KDF_SELF_MASK, ctx, client))
 
 
-def public_agree(private: Secret, peer: bytes) -> Secret:
-    return Secret(hashlib.sha256(b"".join(sorted((key_agreement.public_key(private), peer)))).digest())
+class PublicAgreement:
+    """Both public keys, hashed: what a client might take for a shared secret."""
+
+    def __init__(self, private: Secret) -> None:
+        self._mine = key_agreement.public_key(private)
+
+    def agree(self, peer: bytes) -> Secret:
+        return Secret(hashlib.sha256(b"".join(sorted((self._mine, peer)))).digest())
 
 
-COPIES: dict[str, dict[str, Callable[..., Secret]]] = {
+COPIES: dict[str, dict[str, Callable[..., object]]] = {
     "all masks": {"secagg.kdf.pairwise_seed": public_pairwise, "secagg.kdf.self_mask_key": public_self},
     "pairwise masks": {"secagg.kdf.pairwise_seed": public_pairwise},
     "self masks": {"secagg.kdf.self_mask_key": public_self},
-    "pairwise masks from the public keys": {"protocol.client.key_agreement.agree": public_agree},
+    "pairwise masks from the public keys": {
+        "protocol.client_phases.Agreement": PublicAgreement,
+        "attacker.key_agreement.agree": lambda private, peer: PublicAgreement(private).agree(peer),
+    },
 }
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_whose_masks_come_from_public_inputs_is_found(monkeypatch: pytest.MonkeyPatch, copy: str) -> None:
+def test_a21_a_copy_whose_masks_come_from_public_inputs_is_found(monkeypatch: pytest.MonkeyPatch, copy: str) -> None:
     for where, what in COPIES[copy].items():
         monkeypatch.setattr(where, what)
     server = observed()
@@ -208,7 +220,7 @@ def test_the_uniformity_tests_can_fail() -> None:
     assert not uniform(noise | (noise >> np.uint64(1)))
 
 
-def test_threshold_minus_one_shares_fit_every_secret() -> None:
+def test_a21_threshold_minus_one_shares_fit_every_secret() -> None:
     """For any other secret there is a last share that agrees with all the others: they determine nothing."""
     server = observed()
     t = server.params.threshold
@@ -232,19 +244,54 @@ def interpolate(points: dict[int, int], at: int) -> int:
     return total % shamir.PRIME
 
 
-def test_nothing_but_the_masked_input_depends_on_the_data() -> None:
-    """A16, no side fields: other values change H(y_u), y_u and the signature over H(y_u), and no other byte."""
+def side_fields(values: str) -> list[object]:
+    """All that an attempt shows beside the words of the masked inputs, their digests and the signatures over these."""
     federation = Federation.create(make_manifest())
-    views = []
-    for seed in ("these values", "other values"):
-        simulation = Simulation(
-            federation, random_values(federation.manifest, range(1, 6), seed), {ClientId(2): Phase.MASKED_INPUT}
-        )
-        simulation.run()
-        views.append([(c, m) for c, m in simulation.view if isinstance(m, AdvertiseKeys | ShareKeys | UnmaskingShares)])
-        sizes = {c: len(w) for c, w in simulation.uploads.items()}
-        assert set(sizes.values()) == {federation.manifest.secagg_params().total_words}
-    assert views[0] == views[1] and len(views[0]) == 5 + 5 + 4
+    inputs = random_values(federation.manifest, range(1, 6), "values")
+    if values == "zero":
+        inputs = {c: np.zeros_like(x) for c, x in inputs.items()}
+    simulation = Simulation(federation, inputs, {ClientId(2): Phase.MASKED_INPUT})
+    simulation.run()
+    shown: list[object] = [
+        (c, replace(m, input_digest=b"", signature=b"") if isinstance(m, MaskedInput) else m)
+        for c, m in simulation.view
+    ]
+    return [*shown, sorted((c, len(w)) for c, w in simulation.uploads.items())]
+
+
+def test_a16_nothing_but_the_masked_input_depends_on_the_data() -> None:
+    """No side fields: other values change H(y_u), y_u and the signature over H(y_u), and no other byte."""
+    shown = side_fields("random")
+    assert shown == side_fields("zero")
+    kinds = [type(m).__name__ for _, m in shown[:-1]]  # type: ignore[misc]
+    assert {k: kinds.count(k) for k in kinds} == {
+        "AdvertiseKeys": 5, "ShareKeys": 5, "MaskedInput": 4, "ConsistencyCheck": 4, "UnmaskingShares": 4
+    }  # fmt: skip
+
+
+def test_a16_succeeds_where_the_length_follows_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that leaves out words which say nothing, and a server that takes any length: the size tells them apart.
+    With the server's check the shorter uploads are refused as BAD_HEADER."""
+
+    def sparse(values: Values, params: SecAggParams) -> Words:
+        return frame(values, params)[: params.total_words - (0 if values.any() else 2)]
+
+    monkeypatch.setattr("protocol.client_phases.frame", sparse)
+    federation = Federation.create(make_manifest())
+    checked = Simulation(federation, {c: np.zeros(40, dtype=np.int64) for c in map(ClientId, range(1, 6))})
+    checked.run()
+    assert set(checked.drops) == {(c, DropReason.BAD_HEADER) for c in map(ClientId, range(1, 6))}
+    monkeypatch.setattr("protocol.server.ServerSession._check_header", lambda self, sender, message: None)
+    assert sizes_shown(federation, np.zeros(40, dtype=np.int64)) != sizes_shown(federation, np.ones(40, dtype=np.int64))
+
+
+def sizes_shown(federation: Federation, values: Values) -> list[int]:
+    """Lengths of the uploads; what becomes of the sum is not asked."""
+    simulation = Simulation(federation, {c: values for c in map(ClientId, range(1, 6))})
+    simulation._apply_server(simulation.server.start())
+    for _ in range(2):
+        simulation._apply_server(simulation.server.close_phase())
+    return [len(w) for w in simulation.uploads.values()]
 
 
 def test_no_word_of_a_clear_input_is_in_the_view() -> None:

@@ -2,22 +2,29 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from simulator import Federation, make_manifest
 
 from protocol.client import ClientSession
 from protocol.effects import Abort, Charge, Effects, Persist, Released, Send, Upload
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Announcement, AttemptAborted, Finished, MaskedInput, RoundResult, ServerMessage
+from protocol.release import ReleaseLedger, resupply
 from protocol.roster import Roster
 from protocol.rpc import pki
+from protocol.rpc.attempt import CANNOT_RESUME
+from protocol.rpc.attempt_log import AttemptLog
 from protocol.rpc.client import AggregationClient
 from protocol.rpc.frames import Receipt
 from protocol.rpc.journal import ClientJournal, ServerJournal
@@ -76,16 +83,34 @@ class Hub:
     federation: Federation
     folder: Path
     port: int = 0
+    tls: pki.TlsIdentity | None = None  # default: the one of `certificates`
+    bound: bool = True  # or `bind` it later, when whoever runs the rounds has restored what was
+    resumed: bool = False  # an attempt of a killed process was found
+    burnt: str = ""  # why it could not be resumed
     events: list[dict[str, Any]] = field(default_factory=list)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> "Hub":
         f = self.federation
         self.journal = ServerJournal(self.folder / "server" / "journal.sqlite", f.manifest.digest())
-        tls, _ = certificates(len(f.client_keys))
+        tls = self.tls or certificates(len(f.client_keys))[0]
         self.server = AggregationServer(ServerSetup(f.roster, tls, self.journal, self.folder / "spool", self._on_event))
-        self.port = await self.server.start(HOST, self.port)
+        if self.bound:
+            await self._restore()
+            await self.bind()
         return self
+
+    async def bind(self) -> None:
+        """From here on it can be reached."""
+        self.port = await self.server.start(HOST, self.port)
+
+    async def _restore(self) -> None:
+        try:
+            if (log := AttemptLog.unfinished(self.journal)) is not None:
+                await self.server.restore(self._session_of(log), log)
+                self.resumed = True
+        except CANNOT_RESUME as error:
+            self.burnt = str(error)
 
     async def __aexit__(self, *error: object) -> None:
         await self.server.stop(0.2)
@@ -93,14 +118,25 @@ class Hub:
 
     def session(self, round_: int = 1, attempt: int = 0) -> ServerSession:
         f = self.federation
-        announcement = f.announcement(round_, attempt)
-        return ServerSession(f.manifest.secagg_params(), announcement, f.roster, f.server_key, self.journal.ledger)
+        journal, params = self.journal, f.manifest.secagg_params()
+        announcement = f.announcement(round_, attempt, ledger_seq=journal.ledger.seq)
+        return ServerSession(params, announcement, f.roster, f.server_key, journal.ledger, journal.convicted)
+
+    def _session_of(self, log: AttemptLog) -> ServerSession:
+        f, begun, ledger = self.federation, log.begun, self.journal.ledger
+        seq = begun.announcement.ledger_seq
+        then = ReleaseLedger(ledger.manifest_digest, ledger.rows[:seq], ledger.heads[:seq])
+        params = f.manifest.secagg_params()
+        return ServerSession(params, begun.announcement, f.roster, f.server_key, then, begun.excluded)
 
     async def run(self, deadlines: Deadlines, round_: int = 1, there: Iterable[int] | None = None) -> Released | Abort:
         """One attempt, begun when the clients `there` (default: all) have called: machines may be slow."""
         clients = [ClientId(c) for c in there] if there is not None else self.federation.roster.ids
         assert len(await self.server.wait_connected(clients, 10)) == len(clients)
-        return await self.server.run_attempt(self.session(round_), deadlines)
+        try:
+            return await self.server.run_attempt(self.session(round_), deadlines)
+        finally:
+            await self.server.settle()
 
     def named(self, event: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] == event]
@@ -138,6 +174,9 @@ class Site:
     header: MaskedInput | None = None
     words: Words | None = None
     port: int = 0  # another way to the server than its own port
+    patience: Patience = QUICK
+    tls: pki.TlsIdentity | None = None  # default: the one of `certificates`
+    sent: int = 0  # bytes of chunks, again and again
     charged: list[int] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     results: list[ServerMessage] = field(default_factory=list)
@@ -145,21 +184,22 @@ class Site:
     async def run(self, attempts: int = 1) -> None:
         """Take part until `attempts` attempts ended, or the task is finished."""
         f = self.hub.federation
-        _, leaves = certificates(len(f.client_keys))
+        tls = self.tls or certificates(len(f.client_keys))[1][self.client - 1]
         path = self.hub.folder / f"client-{self.client}" / "journal.sqlite"
         self.journal = ClientJournal(path, self.client, f.manifest.digest())
         session: ClientSession | None = None
         try:
-            async with AggregationClient(
-                HOST, self.port or self.hub.port, leaves[self.client - 1], patience=QUICK
-            ) as rpc:
+            async with AggregationClient(HOST, self.port or self.hub.port, tls, patience=self.patience) as rpc:
                 self.rpc = rpc
                 while len(self.results) < attempts:
                     message = await rpc.next()
                     match message:
+                        case Announcement() if (rows := resupply(message, self.journal.memory.ledger)) is not None:
+                            self.receipts.append(await rpc.send(rows))
                         case Announcement():
                             try:
                                 session = ClientSession(f.setup(self.client), message, self.journal.memory, os.urandom)
+                                self.session = session
                             except RemoteProtocolError:
                                 continue  # burnt
                             if not await self._apply(rpc, session.start()):
@@ -194,20 +234,45 @@ class Site:
                     self.receipts.append(await rpc.upload(header, self.pieces, self.rate_limit))
         return True
 
-    def pieces(self) -> Iterator[bytes]:
-        """The chunks of the last upload."""
+    def pieces(self, first: int = 0) -> Iterator[bytes]:
+        """The chunks of the last upload, from chunk `first` on."""
         assert self.words is not None
-        return chunks(self.words, self.hub.federation.manifest.secagg_params())
+        for chunk in islice(chunks(self.words, self.hub.federation.manifest.secagg_params()), first, None):
+            self.sent += len(chunk)
+            yield chunk
+
+
+def save_consortium(f: Federation, folder: Path) -> None:
+    """What a server of this federation in another process needs besides the manifest: roster and TLS identity."""
+    tls, _ = certificates(len(f.client_keys))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "roster.json").write_bytes(f.roster.to_bytes())
+    for name, data in (("leaf", tls.certificate_pem), ("ca", tls.authority_pem), ("key", tls.key_pem)):
+        (folder / f"{name}.pem").write_bytes(data)
+
+
+def load_consortium(f: Federation, folder: Path) -> tuple[Federation, pki.TlsIdentity]:
+    """`f`, made with the same arguments, with the saved roster; and the server's TLS identity."""
+    leaf_, ca = (x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes()) for name in ("leaf", "ca"))
+    key = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    roster = Roster.model_validate_json((folder / "roster.json").read_bytes())
+    return replace(f, roster=roster), pki.TlsIdentity(leaf_, ca, key)
 
 
 class Line:
-    """A network cable to a server on this machine that can be cut; what comes later gets through again."""
+    """A network cable to a server on this machine that can be cut; what comes later gets through again.
 
-    def __init__(self, port: int) -> None:
+    `cut_after`: numbers of bytes towards the server after each of which it is cut by itself.
+    """
+
+    def __init__(self, port: int, cut_after: Iterable[int] = ()) -> None:
         self._target = port
         self._writers: set[asyncio.StreamWriter] = set()
+        self._cut_after = list(cut_after)
         self.port = 0
         self.cuts = 0
+        self.sent = 0  # bytes towards the server
 
     async def __aenter__(self) -> "Line":
         self._listener = await asyncio.start_server(self._connect, HOST, 0)
@@ -228,13 +293,20 @@ class Line:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(HOST, self._target)
         self._writers |= {writer, back}
-        await asyncio.gather(_pump(reader, back), _pump(there, writer))
+        await asyncio.gather(_pump(reader, back, self._count), _pump(there, writer, lambda size: None))
+
+    def _count(self, size: int) -> None:
+        self.sent += size
+        if self._cut_after and self.sent >= self._cut_after[0]:
+            del self._cut_after[0]
+            self.cut()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
     with suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)
+            count(len(data))
             await writer.drain()
     writer.transport.abort()
 

@@ -67,7 +67,14 @@ def describe(event: dict[str, Any]) -> str:
         case "waiting" if event["clients"]:
             return f"{where}the server waits in {event['phase']} for {ids(event['clients'])}"
         case "round":
-            return f"round {event['round']} of {event['rounds']} begins"
+            again = f", attempt {event['attempt']}" if event["attempt"] else ""
+            return f"round {event['round']} of {event['rounds']} begins{again}"
+        case "resumed":
+            return f"{where}goes on with attempt {event['attempt']} in {event['phase']}"
+        case "burnt":
+            return f"{where}attempt {event['attempt']} could not be resumed: {event['reason']}"
+        case "resupplied":
+            return f"gave the server {event['rows']} rows of its release ledger back"
         case "phase" if event["clients"]:
             return f"{where}{event['phase']}, waiting for {ids(event['clients'])}"
         case "drop":
@@ -80,7 +87,7 @@ def describe(event: dict[str, Any]) -> str:
             after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, record, add/remove"
             return f"{where}within the budget: {after}, this round included"
         case "joined":
-            return f"{where}joined, training"
+            return f"{where}joined " + ("again, with the same update" if event.get("same_update") else "and training")
         case "trained":
             return f"{where}trained"
         case "result":

@@ -7,18 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LedgerRow(_message.Message):
-    __slots__ = ("seq", "ctx", "root_u2", "hash_u3", "signature")
+    __slots__ = ("seq", "round", "attempt", "ctx", "root_u2", "hash_u3", "signature")
     SEQ_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CTX_FIELD_NUMBER: _ClassVar[int]
     ROOT_U2_FIELD_NUMBER: _ClassVar[int]
     HASH_U3_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     seq: int
+    round: int
+    attempt: int
     ctx: bytes
     root_u2: bytes
     hash_u3: bytes
     signature: bytes
-    def __init__(self, seq: _Optional[int] = ..., ctx: _Optional[bytes] = ..., root_u2: _Optional[bytes] = ..., hash_u3: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., ctx: _Optional[bytes] = ..., root_u2: _Optional[bytes] = ..., hash_u3: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class AdvertiseKeys(_message.Message):
     __slots__ = ("encryption_pk", "masking_pk", "commitment", "ledger_seq", "ledger_head", "signature")
@@ -37,12 +41,14 @@ class AdvertiseKeys(_message.Message):
     def __init__(self, encryption_pk: _Optional[bytes] = ..., masking_pk: _Optional[bytes] = ..., commitment: _Optional[bytes] = ..., ledger_seq: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class KeyEntry(_message.Message):
-    __slots__ = ("client", "keys")
+    __slots__ = ("client", "keys", "path")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     client: int
     keys: AdvertiseKeys
-    def __init__(self, client: _Optional[int] = ..., keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ...) -> None: ...
+    path: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, client: _Optional[int] = ..., keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., path: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SealedShare(_message.Message):
     __slots__ = ("recipient", "ciphertext", "self_hash", "key_hash")
@@ -122,6 +128,12 @@ class UnmaskingShares(_message.Message):
     key_shares: _containers.RepeatedCompositeFieldContainer[ShareEntry]
     def __init__(self, self_shares: _Optional[_Iterable[_Union[ShareEntry, _Mapping]]] = ..., key_shares: _Optional[_Iterable[_Union[ShareEntry, _Mapping]]] = ...) -> None: ...
 
+class LedgerRows(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[LedgerRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ...) -> None: ...
+
 class Withdraw(_message.Message):
     __slots__ = ("code", "what")
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -139,7 +151,7 @@ class Statement(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("advertise_keys", "share_keys", "masked_input", "consistency_check", "unmasking_shares", "withdraw", "statement")
+    __slots__ = ("advertise_keys", "share_keys", "masked_input", "consistency_check", "unmasking_shares", "withdraw", "statement", "ledger_rows")
     ADVERTISE_KEYS_FIELD_NUMBER: _ClassVar[int]
     SHARE_KEYS_FIELD_NUMBER: _ClassVar[int]
     MASKED_INPUT_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +159,7 @@ class ClientFrame(_message.Message):
     UNMASKING_SHARES_FIELD_NUMBER: _ClassVar[int]
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_ROWS_FIELD_NUMBER: _ClassVar[int]
     advertise_keys: AdvertiseKeys
     share_keys: ShareKeys
     masked_input: MaskedInput
@@ -154,31 +167,36 @@ class ClientFrame(_message.Message):
     unmasking_shares: UnmaskingShares
     withdraw: Withdraw
     statement: Statement
-    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., share_keys: _Optional[_Union[ShareKeys, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., consistency_check: _Optional[_Union[ConsistencyCheck, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ...) -> None: ...
+    ledger_rows: LedgerRows
+    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., share_keys: _Optional[_Union[ShareKeys, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., consistency_check: _Optional[_Union[ConsistencyCheck, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., ledger_rows: _Optional[_Union[LedgerRows, _Mapping]] = ...) -> None: ...
 
 class Announcement(_message.Message):
-    __slots__ = ("round", "attempt", "manifest_digest", "roster_root", "model_digest", "cohort")
+    __slots__ = ("round", "attempt", "manifest_digest", "roster_root", "model_digest", "cohort", "ledger_seq")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROSTER_ROOT_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_SEQ_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     manifest_digest: bytes
     roster_root: bytes
     model_digest: bytes
     cohort: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., roster_root: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., cohort: _Optional[_Iterable[int]] = ...) -> None: ...
+    ledger_seq: int
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., roster_root: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., cohort: _Optional[_Iterable[int]] = ..., ledger_seq: _Optional[int] = ...) -> None: ...
 
 class KeyList(_message.Message):
-    __slots__ = ("entries", "segment")
+    __slots__ = ("advertised", "entries", "segment")
+    ADVERTISED_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    advertised: bytes
     entries: _containers.RepeatedCompositeFieldContainer[KeyEntry]
     segment: _containers.RepeatedCompositeFieldContainer[LedgerRow]
-    def __init__(self, entries: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ..., segment: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, advertised: _Optional[bytes] = ..., entries: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ..., segment: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ...) -> None: ...
 
 class PeerShares(_message.Message):
     __slots__ = ("shared", "shares")
@@ -265,16 +283,18 @@ class Cursor(_message.Message):
     def __init__(self, token: _Optional[bytes] = ..., server: _Optional[bytes] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Waiting(_message.Message):
-    __slots__ = ("round", "attempt", "phase", "clients")
+    __slots__ = ("round", "attempt", "phase", "clients", "more")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     phase: int
     clients: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., phase: _Optional[int] = ..., clients: _Optional[_Iterable[int]] = ...) -> None: ...
+    more: int
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., phase: _Optional[int] = ..., clients: _Optional[_Iterable[int]] = ..., more: _Optional[int] = ...) -> None: ...
 
 class Delivery(_message.Message):
     __slots__ = ("server", "index", "frame", "waiting")
@@ -317,12 +337,14 @@ class UploadPart(_message.Message):
     def __init__(self, header: _Optional[_Union[Submission, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("status", "reason")
+    __slots__ = ("status", "reason", "received")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     status: int
     reason: str
-    def __init__(self, status: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    received: int
+    def __init__(self, status: _Optional[int] = ..., reason: _Optional[str] = ..., received: _Optional[int] = ...) -> None: ...
 
 class BlobRequest(_message.Message):
     __slots__ = ("digest",)

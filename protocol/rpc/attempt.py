@@ -1,20 +1,24 @@
-"""One running attempt inside the server's shell: a ServerSession, its uploads, and its effects. SPEC 9.4.
+"""One running attempt inside the server's shell: a ServerSession, its uploads, its log and its effects. SPEC 9.4, 11.4.
 
-Every state change is synchronous: a cancelled call can never leave one half done.
+Every state change is synchronous: a cancelled call can never leave one half done. What changed the session is in the
+log before anybody can see it, so an attempt of a server that was killed goes on where it was.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dp.errors import LedgerError
 from protocol.drops import DropReason
 from protocol.effects import Abort, AcceptUpload, Aggregate, Effects, Persist, Released, Send
 from protocol.errors import LocalProtocolError
-from protocol.messages import ClientMessage, MaskedInput, ServerMessage
-from protocol.rpc.frames import Receipt, Status
+from protocol.messages import AdvertiseKeys, ClientMessage, MaskedInput, ServerMessage
+from protocol.rpc.attempt_log import Accepted, AttemptLog, Closed, Uploaded
+from protocol.rpc.frames import Receipt, Status, Submission
 from protocol.rpc.journal import ServerJournal
 from protocol.rpc.spool import Spool, SpoolRoom, fold
 from protocol.server import ServerSession
 from secagg.encoding import Words
+from secagg.errors import SecAggError
 from secagg.types import ClientId, Phase
 
 Post = Callable[[ClientId, ServerMessage], None]
@@ -22,82 +26,81 @@ ACCEPTED = Receipt(Status.ACCEPTED)
 
 
 @dataclass(slots=True)
-class Gate:
-    """An accepted upload header and the spool that is being filled for it."""
+class Books:
+    """Where a running attempt writes: the task's journal, the attempt's own log, the directory of uploads."""
 
-    header: MaskedInput
-    spool: Spool | None = None
+    journal: ServerJournal
+    log: AttemptLog
+    spools: SpoolRoom
 
 
 class RunningAttempt:
     """Drives one session. `post` puts a message into a client's outbox."""
 
-    def __init__(self, session: ServerSession, journal: ServerJournal, spools: SpoolRoom, post: Post) -> None:
+    def __init__(self, session: ServerSession, books: Books, post: Post) -> None:
         self.session = session
         self.key = (session.announcement.round, session.announcement.attempt)
         self.outcome: Released | Abort | None = None
-        self._journal = journal
-        self._spools = spools
+        self._journal, self._log, self._room = books.journal, books.log, books.spools
         self._post = post
-        self._gates: dict[ClientId, Gate] = {}
+        self._spools: dict[ClientId, Spool] = {}  # uploads whose header was accepted
+        self._seen: set[tuple[ClientId, type]] = set()  # messages that were accepted
+        self._uploaded: set[ClientId] = set()
         self._aggregate: Aggregate | None = None
 
     def begin(self) -> None:
-        """Write the attempt down, then announce it."""
-        self._journal.start(self.session.announcement, self.session.ctx)
+        """Announce the attempt, which stands in journal and log."""
         self._apply(self.session.start())
 
     def joinable(self, client: ClientId) -> bool:
         """Whether a new process of this client can still take part."""
-        return self.session.phase is Phase.ADVERTISE_KEYS and client in self.session.missing()
+        session = self.session
+        left_out = client in session.drops or (client, AdvertiseKeys) in self._seen
+        return session.phase is Phase.ADVERTISE_KEYS and client in session.announcement.cohort and not left_out
 
-    def submit(self, client: ClientId, message: ClientMessage) -> Receipt:
+    def submit(self, client: ClientId, submission: Submission, message: ClientMessage) -> Receipt:
         """One message of this attempt. The session answers the same message twice in the same way."""
-        if isinstance(message, MaskedInput):
-            return Receipt(Status.REFUSED, "a masked input comes as an upload")
-        return self._outcome(self.session.receive(client, message))
+        drops = len(self.session.drops)
+        result = self.session.receive(client, message)
+        kind = (client, type(message))
+        taken = not isinstance(result, DropReason) and kind not in self._seen
+        if taken or len(self.session.drops) != drops:
+            spool = self._room.new_name() if taken and isinstance(message, MaskedInput) else ""
+            self._log.accepted(client, submission.token, submission.frame, spool)
+            if isinstance(message, MaskedInput) and spool:
+                self._spools[client] = self._room.spool(spool, message, self.session.params)
+        if isinstance(result, DropReason):
+            return _refused(result)
+        self._seen.add(kind)
+        self._apply(result)
+        return self._progress(client) if isinstance(message, MaskedInput) else ACCEPTED
 
-    def open_upload(self, client: ClientId, header: MaskedInput) -> Spool | Receipt:
-        """A spool to fill if the header is acceptable; a newer upload of the same header replaces an unfinished one."""
-        gate = self._gates.get(client)
-        if gate is None or gate.header != header:
-            receipt = self._outcome(self.session.receive(client, header))
-            gate = self._gates.get(client)
-            if receipt.status is not Status.ACCEPTED:
-                return receipt
-            if gate is None or gate.header != header:  # accepted earlier, and the phase has closed since
-                return _refused(DropReason.WRONG_PHASE)
-        if gate.spool is not None and gate.spool.complete:
-            return ACCEPTED
-        if self.session.phase is not Phase.MASKED_INPUT or client in self.session.drops:
-            return _refused(self.session.drops.get(client, DropReason.WRONG_PHASE))
-        if gate.spool is not None:
-            gate.spool.discard()
-        gate.spool = self._spools.open(header, self.session.params)
-        return gate.spool
+    def open_upload(self, client: ClientId, submission: Submission, header: MaskedInput) -> Spool | Receipt:
+        """A spool to fill if the header is acceptable and chunks are missing."""
+        receipt = self.submit(client, submission, header)
+        return self._spools[client] if receipt.status is Status.PARTIAL else receipt
 
     def close_upload(self, client: ClientId, spool: Spool) -> Receipt:
-        """All chunks are in. Raises RemoteProtocolError if their digest is not the signed one."""
-        gate = self._gates.get(client)
-        if gate is None or gate.spool is not spool:
+        """All chunks are on stable storage, and their digest is the signed one."""
+        if self._spools.get(client) is not spool or not spool.complete:
             return _refused(DropReason.UPLOAD_NOT_ACCEPTED)
-        try:
-            spool.close()
-        finally:
-            if not spool.complete:
-                spool.discard()
-        receipt = self._outcome(self.session.upload_complete(client))
-        if receipt.status is not Status.ACCEPTED:
-            spool.discard()
-        return receipt
+        result = self.session.upload_complete(client)
+        if isinstance(result, DropReason):
+            if client not in self._uploaded:
+                self._discard(client)
+            return _refused(result)
+        if client not in self._uploaded:
+            self._log.uploaded(client)
+            self._uploaded.add(client)
+        self._apply(result)
+        return ACCEPTED
 
     def close_phase(self) -> None:
         """Everybody answered, or nobody is waited for any longer."""
-        collecting = self.session.phase is Phase.MASKED_INPUT
-        self._apply(self.session.close_phase())
-        if collecting:
-            for client in set(self._gates) - set(self.session.masked):
-                self._discard(client)
+        phase = self.session.phase
+        effects = self.session.close_phase()
+        self._log.closed(phase, self._members(phase))
+        self._closed(phase, effects)
 
     @property
     def to_fold(self) -> Aggregate | None:
@@ -106,7 +109,7 @@ class RunningAttempt:
 
     def fold(self, aggregate: Aggregate) -> Words:
         """Uploads of U3 plus masks. Long and without shared state: runs in a thread of its own."""
-        spools = [spool for client in aggregate.masked if (spool := self._gates[client].spool) is not None]
+        spools = [self._spools[client] for client in aggregate.masked if client in self._spools]
         if len(spools) != len(aggregate.masked):
             raise LocalProtocolError("an upload of U3 is missing", found=len(spools), expected=len(aggregate.masked))
         return fold(spools, aggregate.masks, self.session.params)
@@ -121,19 +124,84 @@ class RunningAttempt:
 
     def discard(self) -> None:
         """Remove every spool."""
-        for client in list(self._gates):
+        for client in list(self._spools):
             self._discard(client)
 
-    def _discard(self, client: ClientId) -> None:
-        spool = self._gates.pop(client).spool
-        if spool is not None:
-            spool.discard()
+    # -- after a restart ----------------------------------------------------------------------------------------------
 
-    def _outcome(self, result: Effects | DropReason) -> Receipt:
-        if isinstance(result, DropReason):
-            return _refused(result)
-        self._apply(result)
-        return ACCEPTED
+    def reopen(self) -> None:
+        """Hash again what was uploaded. Blocks; touches no session: runs in a thread before `replay`.
+
+        Raises:
+            LedgerError: The log cannot be read.
+            TransportError: An upload cannot be read (E341).
+        """
+        names = {e.client: (e.spool, e.message) for e in self._log.entries() if isinstance(e, Accepted) and e.spool}
+        self._room.sweep([name for name, _ in names.values()])
+        for client, (name, header) in names.items():
+            if not isinstance(header, MaskedInput):
+                raise LocalProtocolError("a spool for a message without an upload", found=type(header).__name__)
+            self._spools[client] = self._room.spool(name, header, self.session.params)
+            self._spools[client].restore()
+
+    def replay(self, joined: Callable[[ClientId, bytes], None]) -> None:
+        """Bring a fresh session to where its predecessor was; every frame to the clients is posted once more.
+
+        Args:
+            joined: Told the process of each client that joined.
+
+        Raises:
+            LedgerError, LocalProtocolError: What stands in the log does not lead to what stands in the log.
+            TransportError: An upload that was complete is not any more.
+        """
+        self.begin()
+        for entry in self._log.entries():
+            match entry:
+                case Accepted(client, token, message):
+                    if isinstance(message, AdvertiseKeys):
+                        joined(client, token)
+                    result = self.session.receive(client, message)
+                    if not isinstance(result, DropReason):
+                        self._seen.add((client, type(message)))
+                        self._apply(result)
+                case Uploaded(client):
+                    spool = self._spools.get(client)
+                    if spool is None or isinstance(self.session.upload_complete(client), DropReason):
+                        raise _diverged(f"an upload of client {client}", "the upload of an accepted header")
+                    spool.reseal()
+                    self._uploaded.add(client)
+                case Closed(phase, members):
+                    if self.session.phase is not phase:
+                        raise _diverged(f"phase {self.session.phase.name}", phase.name)
+                    effects = self.session.close_phase()
+                    if self._members(phase) != members:
+                        raise _diverged(f"{self._members(phase)} in phase {phase.name}", members)
+                    self._closed(phase, effects)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _members(self, phase: Phase) -> tuple[ClientId, ...]:
+        session = self.session
+        sets = (session.advertised, session.shared, session.masked, session.checked, session.unmasked)
+        return sets[phase]
+
+    def _closed(self, phase: Phase, effects: Effects) -> None:
+        self._apply(effects)
+        if phase is Phase.MASKED_INPUT:
+            for client in set(self._spools) - set(self.session.masked):
+                self._discard(client)
+
+    def _progress(self, client: ClientId) -> Receipt:
+        """How far the upload of an accepted header is."""
+        spool = self._spools.get(client)
+        if spool is not None and client in self._uploaded:
+            return ACCEPTED
+        if spool is None or self.session.phase is not Phase.MASKED_INPUT:
+            return _refused(DropReason.WRONG_PHASE)
+        return Receipt(Status.PARTIAL, received=spool.received)
+
+    def _discard(self, client: ClientId) -> None:
+        self._spools.pop(client).discard()
 
     def _apply(self, effects: Effects) -> None:
         for effect in effects:
@@ -142,8 +210,9 @@ class RunningAttempt:
                     self._journal.record(record)
                 case Send(message, to) if to is not None and isinstance(message, ServerMessage):
                     self._post(to, message)
-                case AcceptUpload(sender, header):
-                    self._gates[sender] = Gate(header)
+                case AcceptUpload(sender, _):
+                    if sender not in self._spools:
+                        raise LocalProtocolError("an upload that nothing was prepared for", found=sender)
                 case Aggregate():
                     self._aggregate = effect
                 case Released() | Abort():
@@ -152,5 +221,13 @@ class RunningAttempt:
                     raise LocalProtocolError("an effect that a server does not have", found=type(effect).__name__)
 
 
+CANNOT_RESUME = (LedgerError, SecAggError)
+"""What `reopen` and `replay` raise where an attempt cannot go on: it is given up, and another one takes its place."""
+
+
 def _refused(reason: DropReason) -> Receipt:
     return Receipt(Status.REFUSED, f"{reason.name}: {reason.value}")
+
+
+def _diverged(found: object, expected: object) -> LocalProtocolError:
+    return LocalProtocolError("the attempt's log does not lead to what it says", found=found, expected=expected)

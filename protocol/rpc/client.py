@@ -7,8 +7,10 @@ poll is how the server knows that this client lives.
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,16 +23,31 @@ from protocol.errors import RemoteProtocolError, TransportError
 from protocol.messages import Announcement, ClientMessage, MaskedInput, ServerMessage
 from protocol.rpc import frames, limits
 from protocol.rpc.credentials import channel_credentials
-from protocol.rpc.frames import NO_ATTEMPT, TOKEN_BYTES, BlobRequest, Cursor, Receipt, Submission, UploadChunk, Waiting
+from protocol.rpc.frames import (
+    NO_ATTEMPT,
+    TOKEN_BYTES,
+    BlobRequest,
+    Cursor,
+    Receipt,
+    Status,
+    Submission,
+    UploadChunk,
+    Waiting,
+)
 from protocol.rpc.limits import Patience
 from protocol.rpc.pki import TlsIdentity
 from protocol.rpc.status import is_transient, transport_error
 
-Chunks = Callable[[], Iterable[bytes]]  # replayable: an upload that broke off starts again from chunk 0
+Chunks = Callable[[int], Iterable[bytes]]  # from this index on; replayable: an upload that broke off goes on
 OnWaiting = Callable[[Waiting], None]
 OnChunk = Callable[[int], None]
 
 MAX_INBOX = 64  # messages that wait for the caller: an honest server sends a dozen per attempt
+MAX_HANDLED = 256  # frames that are recognised when a restarted server sends them again
+
+# How a call ends that the other side cut off while we were writing: gRPC has several words for it.
+CUT_OFF = (asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError)
+FAILURES = (*CUT_OFF, TimeoutError)
 
 if TYPE_CHECKING:  # generic for the type checker only
     Unary = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
@@ -62,6 +79,7 @@ class AggregationClient:
         self._server = b""
         self._index = 0
         self._attempt = NO_ATTEMPT
+        self._handled: deque[bytes] = deque(maxlen=MAX_HANDLED)  # SHA-256 of every frame that was passed on
         self._inbox: asyncio.Queue[ServerMessage | None] = asyncio.Queue()  # None: polling ended
         self._polling: asyncio.Task[None] | None = None
         self._channel = grpc.aio.secure_channel(self.target, channel_credentials(tls), options=limits.client_options())
@@ -123,37 +141,54 @@ class AggregationClient:
     async def upload(
         self, header: MaskedInput, chunks: Chunks, rate_limit: int | None = None, on_chunk: OnChunk = lambda sent: None
     ) -> Receipt:
-        """Send a masked input: header, then chunks; again from the start if the connection breaks.
+        """Hand over a masked input: the header first, as a call of its own, then the chunks that are missing there.
+
+        A connection that breaks costs what was under way: the server is asked again, and the upload goes on there.
 
         Args:
             header: The signed header.
-            chunks: Gives the same chunks, in order, whenever it is called.
+            chunks: Gives the same chunks, in order, from the given index on, whenever it is called.
             rate_limit: Bytes per second, or None.
             on_chunk: Called with the number of chunks sent so far.
 
         Raises:
             TransportError: The server cannot be reached, or refuses this client.
         """
-        request = frames.encode_part(self._submission(header))
-
-        async def once() -> bytes:
-            call: grpc.aio.StreamUnaryCall[bytes, bytes] = self._upload()
+        best, tries, started = -1, 0, time.monotonic()
+        while True:
+            receipt = await self.send(header)
+            if receipt.status is not Status.PARTIAL:
+                return receipt
+            if receipt.received > best:  # it moves: patience begins anew
+                best, tries, started = receipt.received, 0, time.monotonic()
+            failure: Exception | None = None
             try:
-                open_ = await self._write(call, request)
-                async for index, chunk in _paced(chunks(), rate_limit):
-                    open_ = open_ and await self._write(call, frames.encode_part(UploadChunk(index, chunk)))
-                    if not open_:  # the server decided before the end: it refuses, or has it already
-                        break
-                    on_chunk(index + 1)
-                if open_:
-                    # The server may end the call at this very moment, too: then its result says why.
-                    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                        await call.done_writing()
-                return await asyncio.wait_for(call, self._patience.call)
-            finally:
-                call.cancel()
+                pieces = _paced(chunks(receipt.received), receipt.received, rate_limit)
+                receipt = await self._stream(frames.encode_part(self._submission(header)), pieces, on_chunk)
+                if receipt.status is not Status.PARTIAL:
+                    return receipt
+            except FAILURES as error:
+                failure = error
+            tries += 1
+            await self._pause(failure, tries, started)
 
-        return frames.decode_receipt(await self._persist(once))
+    async def _stream(self, header: bytes, pieces: AsyncIterator[tuple[int, bytes]], on_chunk: OnChunk) -> Receipt:
+        """One stream, which may end early for any reason; only the server's own word is returned."""
+        call: grpc.aio.StreamUnaryCall[bytes, bytes] = self._upload()
+        try:
+            open_ = await self._write(call, header)
+            async for index, chunk in pieces:
+                open_ = open_ and await self._write(call, frames.encode_part(UploadChunk(index, chunk)))
+                if not open_:  # the server decided before the end: its result says why
+                    break
+                on_chunk(index + 1)
+            if open_:
+                # The server may end the call at this very moment, too.
+                with contextlib.suppress(*CUT_OFF):
+                    await call.done_writing()
+            return frames.decode_receipt(await asyncio.wait_for(call, self._patience.call))
+        finally:
+            call.cancel()
 
     async def download(self, digest: bytes, size: int) -> bytes:
         """A published blob of at most `size` bytes. The caller compares the digest: it knows what it is one of.
@@ -182,6 +217,10 @@ class AggregationClient:
             if not delivery.frame:
                 self._on_waiting(delivery.waiting)
                 continue
+            digest = hashlib.sha256(delivery.frame).digest()
+            if digest in self._handled:  # from a server that was restarted and cannot know what arrived
+                continue
+            self._handled.append(digest)
             self._inbox.put_nowait(decode_server(delivery.frame))
             if self._inbox.qsize() > MAX_INBOX:
                 raise RemoteProtocolError(
@@ -203,7 +242,7 @@ class AggregationClient:
             return False
         try:
             await asyncio.wait_for(call.write(part), self._patience.call)
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        except CUT_OFF:
             return False
         return True
 
@@ -211,18 +250,28 @@ class AggregationClient:
         """Repeat `once` while the server is unreachable, with growing pauses, up to `Patience.unreachable`."""
         started, tries = time.monotonic(), 0
         while True:
-            failure: Exception
             try:
                 return await once()
-            except grpc.aio.AioRpcError as error:
-                failure, code, details = error, error.code(), error.details() or ""
-            except TimeoutError as error:
-                failure, code, details = error, grpc.StatusCode.DEADLINE_EXCEEDED, "a call that does not move"
-            lasting = time.monotonic() - started
-            pause = self._patience.backoff(tries := tries + 1)
-            if not is_transient(code, details) or lasting + pause > self._patience.unreachable:
-                raise transport_error(code, details, self.target, lasting) from failure
-            await asyncio.sleep(pause)
+            except FAILURES as error:
+                failure = error
+            tries += 1
+            await self._pause(failure, tries, started)
+
+    async def _pause(self, failure: Exception | None, tries: int, started: float) -> None:
+        """Before the next try; raises TransportError where another one is no use, or the time since `started` is up."""
+        code, details = grpc.StatusCode.UNAVAILABLE, "the server took the call over"
+        match failure:
+            case grpc.aio.AioRpcError():
+                code, details = failure.code(), failure.details() or ""
+            case TimeoutError():
+                code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "a call that does not move"
+            case Exception():
+                details = "the connection broke off while we were writing"
+        lasting = time.monotonic() - started
+        pause = self._patience.backoff(tries)
+        if not is_transient(code, details) or lasting + pause > self._patience.unreachable:
+            raise transport_error(code, details, self.target, lasting) from failure
+        await asyncio.sleep(pause)
 
 
 async def _collect(parts: AsyncIterable[bytes], size: int) -> bytes:
@@ -243,8 +292,8 @@ async def _collect(parts: AsyncIterable[bytes], size: int) -> bytes:
     return bytes(blob)
 
 
-async def _paced(chunks: Iterable[bytes], rate_limit: int | None) -> AsyncIterator[tuple[int, bytes]]:
-    for index, chunk in enumerate(chunks):
+async def _paced(chunks: Iterable[bytes], first: int, rate_limit: int | None) -> AsyncIterator[tuple[int, bytes]]:
+    for index, chunk in enumerate(chunks, first):
         yield index, chunk
         if rate_limit is not None:
             await asyncio.sleep(len(chunk) / rate_limit)

@@ -29,6 +29,7 @@ MAX_DELIVERY: Final = MAX_SERVER_FRAME + MAX_SMALL
 MAX_SUBMISSION: Final = MAX_CLIENT_FRAME + MAX_SMALL
 MAX_PART: Final = MAX_CHUNK + MAX_SMALL
 MAX_BLOB: Final = 2**40
+MAX_NAMED: Final = 32  # clients that a heartbeat names
 NO_ATTEMPT: Final = (0, 0)
 
 
@@ -38,6 +39,7 @@ class Status(enum.IntEnum):
     ACCEPTED = 1
     STALE = 2  # of another attempt or another process of this client: nothing was done with it
     REFUSED = 3  # the client is out of this attempt, or this message came at the wrong time
+    PARTIAL = 4  # the header of an upload is accepted, and the first `received` chunks of it are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Waiting:
     round: int
     attempt: int
     phase: Phase
-    clients: tuple[ClientId, ...]
+    clients: tuple[ClientId, ...]  # at most MAX_NAMED
+    more: int = 0  # clients that are not named
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,11 @@ class UploadChunk:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Answer to a submission; the same bytes again get the same receipt."""
+    """Answer to a submission; the same bytes again get the same receipt, but for the progress of an upload."""
 
     status: Status
     reason: str = ""
+    received: int = 0  # PARTIAL only: chunks that are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +197,13 @@ def _cursor_pb(value: Cursor) -> pb.Cursor:
 
 
 def _waiting_pb(value: Waiting) -> pb.Waiting:
+    ranged(len(value.clients), 0, MAX_NAMED, "clients waited for")
     return pb.Waiting(
         round=ranged(value.round, 0, MAX_COUNTER, "round"),
         attempt=ranged(value.attempt, 0, MAX_COUNTER, "attempt"),
         phase=ranged(value.phase, 0, 6, "phase"),
         clients=id_tuple(value.clients, "clients"),
+        more=ranged(value.more, 0, MAX_COUNTER, "further clients"),
     )
 
 
@@ -212,8 +218,8 @@ def _delivery_pb(value: Delivery) -> pb.Delivery:
 
 def _delivery(m: pb.Delivery) -> Delivery:
     w = m.waiting
-    waiting = Waiting(w.round, w.attempt, Phase(ranged(w.phase, 0, 6, "phase")), id_tuple(w.clients, "clients"))
-    return Delivery(m.server, m.index, m.frame, waiting)
+    phase, clients = Phase(ranged(w.phase, 0, 6, "phase")), id_tuple(w.clients, "clients")
+    return Delivery(m.server, m.index, m.frame, Waiting(w.round, w.attempt, phase, clients, w.more))
 
 
 def _submission_pb(value: Submission) -> pb.Submission:
@@ -247,11 +253,13 @@ def _part(m: pb.UploadPart) -> UploadPart:
 
 
 def _receipt_pb(value: Receipt) -> pb.Receipt:
-    return pb.Receipt(status=ranged(value.status, 1, 3, "status"), reason=short_text(value.reason, "reason"))
+    received = ranged(value.received, 0, MAX_COUNTER if value.status == Status.PARTIAL else 0, "chunks received")
+    status = ranged(value.status, 1, 4, "status")
+    return pb.Receipt(status=status, reason=short_text(value.reason, "reason"), received=received)
 
 
 def _receipt(m: pb.Receipt) -> Receipt:
-    return Receipt(Status(ranged(m.status, 1, 3, "status")), m.reason)
+    return Receipt(Status(ranged(m.status, 1, 4, "status")), m.reason, m.received)
 
 
 def _request_pb(value: BlobRequest) -> pb.BlobRequest:

@@ -4,6 +4,9 @@ Both stand on a hash-chained, durable book of their own file. Memory is rebuilt 
 told after a restart is what was on disk before the last message went out.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,20 +15,22 @@ from dp.store import ChainedStore, Row
 from protocol.client_states import ClientMemory
 from protocol.effects import JoinRecord, Record, ReleaseRecord, SpentRecord
 from protocol.errors import LocalProtocolError
-from protocol.messages import Announcement, LedgerRow, ledger_genesis
+from protocol.messages import Announcement, LedgerRow
 from protocol.release import ReleaseLedger
 from secagg.types import ClientId
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _JOIN: Final = "join"
 _SPENT: Final = "spent"
 _ATTEMPT: Final = "attempt"
 _RELEASE: Final = "release"
+_CONVICTED: Final = "convicted"
+_MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # JSON of another shape
 
 
 class ClientJournal:
-    """Attempts joined, rounds spent, highest release-ledger head signed. One file per client and manifest.
+    """Attempts joined, rounds spent, release-ledger rows followed. One file per client and manifest.
 
     Raises LedgerError (of `dp.errors`) when the storage fails or was tampered with: the client must stop.
     """
@@ -35,10 +40,13 @@ class ClientJournal:
             path,
             {"book": "client journal", "version": VERSION, "client": client, "manifest": manifest_digest.hex()},
         )
-        memory = ClientMemory((0, 0), 0, 0, ledger_genesis(manifest_digest))
-        for row in self._store.rows()[1:]:
-            memory = _replayed(memory, row)
-        self._memory = memory
+        self._memory = ClientMemory((0, 0), 0, ReleaseLedger(manifest_digest))
+        try:
+            for row in self._store.rows()[1:]:
+                self._memory = _replayed(self._memory, row)
+        except BaseException:  # the file must not stay locked
+            self._store.close()
+            raise
 
     @property
     def memory(self) -> ClientMemory:
@@ -48,11 +56,11 @@ class ClientJournal:
     def record(self, record: Record) -> None:
         """Durable when it returns. Only JoinRecord and SpentRecord belong here, and the release ledger only grows."""
         match record:
-            case SpentRecord() if record.row.seq <= self._memory.ledger_seq:
+            case SpentRecord() if not _extends(self._memory.ledger, record.rows, record.head):
                 raise LocalProtocolError(
-                    "the release ledger would go back",
-                    found=f"seq {record.row.seq}",
-                    expected=f"more than {self._memory.ledger_seq}",
+                    "rows that do not extend the release ledger",
+                    found=[row.seq for row in record.rows],
+                    expected=f"rows after {self._memory.ledger.seq}, up to the head that is signed",
                 )
             case JoinRecord() if (record.round, record.attempt) <= self._memory.joined:
                 raise LocalProtocolError("attempts of a task only increase", found=(record.round, record.attempt))
@@ -69,7 +77,7 @@ class ClientJournal:
                     {
                         "round": record.round,
                         "attempt": record.attempt,
-                        "row": _row_json(record.row),
+                        "rows": [_row_json(row) for row in record.rows],
                         "head": record.head.hex(),
                     },
                 )
@@ -83,19 +91,27 @@ class ClientJournal:
 
 
 class ServerJournal:
-    """Attempts started and release-ledger rows of one task. Attempts only increase, also across restarts.
+    """Attempts started, release-ledger rows and convicted clients of one task. Attempts only increase, also across
+    restarts. The log of the attempt that runs is a file of its own beside this one (`protocol.rpc.attempt_log`).
 
     Raises LedgerError (of `dp.errors`) when the storage fails or was tampered with: the server must stop.
     """
 
     def __init__(self, path: Path, manifest_digest: bytes) -> None:
+        self.path = path
+        self.manifest_digest = manifest_digest
         self._store = ChainedStore.open(
             path, {"book": "server journal", "version": VERSION, "manifest": manifest_digest.hex()}
         )
         self._last = (0, 0)
         self._ledger = ReleaseLedger(manifest_digest)
-        for row in self._store.rows()[1:]:
-            self._replay(row)
+        self._convicted: frozenset[ClientId] = frozenset()
+        try:
+            for row in self._store.rows()[1:]:
+                self._replay(row)
+        except BaseException:  # the file must not stay locked
+            self._store.close()
+            raise
 
     @property
     def ledger(self) -> ReleaseLedger:
@@ -106,6 +122,11 @@ class ServerJournal:
     def last(self) -> tuple[int, int]:
         """Highest (round, attempt) ever announced; (0, 0) if none."""
         return self._last
+
+    @property
+    def convicted(self) -> frozenset[ClientId]:
+        """Dealers proved at fault in some attempt of this task."""
+        return self._convicted
 
     def start(self, announcement: Announcement, ctx: bytes) -> None:
         """Write an attempt down before it is announced. Raises LocalProtocolError if it does not increase."""
@@ -126,50 +147,83 @@ class ServerJournal:
         self._replay(self._store.append(_ATTEMPT, body))
 
     def record(self, record: Record) -> None:
-        """Durable when it returns. Only ReleaseRecord belongs here; its row must extend the ledger."""
+        """Durable when it returns. Only ReleaseRecord belongs here; its row must extend the ledger, or be the very row
+        that stands in it: an attempt that is resumed writes its row again."""
         if not isinstance(record, ReleaseRecord):
             raise LocalProtocolError(f"a {type(record).__name__} does not belong into a server's journal")
-        if self._ledger.extended(record.row).head != record.head or record.row.seq != self._ledger.seq + 1:
-            raise LocalProtocolError("a release-ledger row that does not extend the ledger", found=record.row.seq)
-        self._replay(self._store.append(_RELEASE, {"row": _row_json(record.row), "head": record.head.hex()}))
+        row, ledger = record.row, self._ledger
+        if 1 <= row.seq <= ledger.seq and ledger.rows[row.seq - 1] == row and ledger.head_at(row.seq) == record.head:
+            return
+        if not _extends(ledger, (row,), record.head):
+            raise LocalProtocolError("a release-ledger row that does not extend the ledger", found=row.seq)
+        self._replay(self._store.append(_RELEASE, {"row": _row_json(row), "head": record.head.hex()}))
+
+    def convict(self, clients: Iterable[ClientId]) -> None:
+        """Remember, durably, who is left out of every further attempt."""
+        fresh = sorted(set(clients) - self._convicted)
+        if fresh:
+            self._replay(self._store.append(_CONVICTED, {"clients": fresh}))
 
     def close(self) -> None:
         """Release the file."""
         self._store.close()
 
     def _replay(self, row: Row) -> None:
-        body = row.value()
-        match row.kind:
-            case "attempt":
-                self._last = (body["round"], body["attempt"])
-            case "release":
-                ledger = self._ledger.extended(_row(body["row"]))
-                if ledger.head.hex() != body["head"] or ledger.rows[-1].seq != ledger.seq:
+        try:
+            body = row.value()
+            match row.kind:
+                case "attempt":
+                    self._last = (int(body["round"]), int(body["attempt"]))
+                case "release":
+                    released = _row(body["row"])
+                    if not _extends(self._ledger, (released,), bytes.fromhex(body["head"])):
+                        raise _damaged(row)
+                    self._ledger = self._ledger.extended(released)
+                case "convicted":
+                    self._convicted |= {ClientId(client) for client in body["clients"]}
+                case _:
                     raise _damaged(row)
-                self._ledger = ledger
-            case _:
-                raise _damaged(row)
+        except _MALFORMED:
+            raise _damaged(row) from None
 
 
 def _replayed(memory: ClientMemory, row: Row) -> ClientMemory:
+    try:
+        return _with_row(memory, row)
+    except _MALFORMED:
+        raise _damaged(row) from None
+
+
+def _with_row(memory: ClientMemory, row: Row) -> ClientMemory:
     body = row.value()
     match row.kind:
         case "join":
             joined = max(memory.joined, (body["round"], body["attempt"]))
-            return ClientMemory(joined, memory.spent_round, memory.ledger_seq, memory.ledger_head)
+            return replace(memory, joined=joined)
         case "spent":
-            seq = _row(body["row"]).seq
-            if seq <= memory.ledger_seq:
+            rows = tuple(_row(item) for item in body["rows"])
+            if not _extends(memory.ledger, rows, bytes.fromhex(body["head"])):
                 raise _damaged(row)
-            spent = max(memory.spent_round, body["round"])
-            return ClientMemory(memory.joined, spent, seq, bytes.fromhex(body["head"]))
+            ledger = reduce(ReleaseLedger.extended, rows, memory.ledger)
+            return replace(memory, spent_round=max(memory.spent_round, body["round"]), ledger=ledger)
         case _:
             raise _damaged(row)
+
+
+def _extends(ledger: ReleaseLedger, rows: tuple[LedgerRow, ...], head: bytes) -> bool:
+    """Whether `rows` are the next ones and lead to `head`. Signatures were checked where the rows came from."""
+    for row in rows:
+        if row.seq != ledger.seq + 1:
+            return False
+        ledger = ledger.extended(row)
+    return bool(rows) and ledger.head == head
 
 
 def _row_json(row: LedgerRow) -> dict[str, Any]:
     return {
         "seq": row.seq,
+        "round": row.round,
+        "attempt": row.attempt,
         "ctx": row.ctx.hex(),
         "root_u2": row.root_u2.hex(),
         "hash_u3": row.hash_u3.hex(),
@@ -179,7 +233,7 @@ def _row_json(row: LedgerRow) -> dict[str, Any]:
 
 def _row(body: dict[str, Any]) -> LedgerRow:
     fields = (bytes.fromhex(body[name]) for name in ("ctx", "root_u2", "hash_u3", "signature"))
-    return LedgerRow(body["seq"], *fields)
+    return LedgerRow(body["seq"], body["round"], body["attempt"], *fields)
 
 
 def _damaged(row: Row) -> LedgerError:

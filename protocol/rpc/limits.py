@@ -6,12 +6,13 @@ Sizes follow from the largest legal message, never from what a peer announces. T
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.rpc.frames import MAX_PART
+from protocol.rpc.frames import MAX_DELIVERY, MAX_PART, MAX_SUBMISSION
 from secagg.types import Phase
 
 SERVICE: Final = "secagg.v1.Aggregation"
 
-MAX_GRPC_MESSAGE: Final = MAX_PART + 4096  # just above one chunk of an upload
+MAX_TO_SERVER: Final = max(MAX_PART, MAX_SUBMISSION) + 4096  # just above one chunk of an upload
+MAX_TO_CLIENT: Final = max(MAX_PART, MAX_DELIVERY) + 4096  # just above the longest frame: the signatures of 10,000
 MAX_STREAMS: Final = 8  # per connection: bounds what a reset flood can allocate
 MAX_METADATA: Final = 8 * 1024
 BLOB_CHUNK: Final = 512 * 1024
@@ -26,8 +27,10 @@ DOWNLOAD_SLOTS: Final = 16
 POLL: Final = 10.0  # a long poll is answered at the latest after this time: empty means "still here, still waiting"
 PART_IDLE: Final = 30.0  # between two parts of an upload
 HANDSHAKE: Final = 5.0
+SPARE_CONNECTIONS: Final = 256  # silent connections that do not keep a client out; they go after HANDSHAKE
 KEEPALIVE: Final = 10.0
 KEEPALIVE_TIMEOUT: Final = 5.0
+RETURNING: Final = 10.0  # after a restart of the server, before it asks who is there: longer than a client's pauses
 
 Options = list[tuple[str, int]]
 
@@ -73,10 +76,12 @@ def server_options(clients: int) -> Options:
     """Channel arguments of a server for a roster of `clients`."""
     return [
         *_common(),
+        ("grpc.max_receive_message_length", MAX_TO_SERVER),
+        ("grpc.max_send_message_length", MAX_TO_CLIENT),
         ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE)),
-        ("grpc.max_allowed_incoming_connections", 4 * clients + 16),
+        ("grpc.max_allowed_incoming_connections", 4 * clients + SPARE_CONNECTIONS),
         ("grpc.http2.min_ping_interval_without_data_ms", int(500 * KEEPALIVE)),
     ]
 
@@ -85,6 +90,8 @@ def client_options() -> Options:
     """Channel arguments of a client. Reconnects quickly: `Patience` bounds how long."""
     return [
         *_common(),
+        ("grpc.max_receive_message_length", MAX_TO_CLIENT),
+        ("grpc.max_send_message_length", MAX_TO_SERVER),
         ("grpc.enable_retries", 0),  # every call is idempotent and repeated by us, with a bound and a name
         ("grpc.enable_http_proxy", 0),  # a proxy from the environment would see nothing, but breaks the connection
         ("grpc.use_local_subchannel_pool", 1),
@@ -96,8 +103,6 @@ def client_options() -> Options:
 
 def _common() -> Options:
     return [
-        ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
-        ("grpc.max_send_message_length", MAX_GRPC_MESSAGE),
         ("grpc.max_metadata_size", MAX_METADATA),
         ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: masked words do not compress, bombs do

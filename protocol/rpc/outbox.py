@@ -62,6 +62,19 @@ class Outbox:
         self.wake()
         return True
 
+    def restore(self, token: bytes) -> None:
+        """After a restart of the server: this process joined the attempt that is resumed."""
+        self.token = token
+
+    def forget(self) -> None:
+        """Everything of an attempt that could not be resumed; nobody has seen any of it."""
+        self.token = self._announcement = None
+        self._entries.clear()
+
+    def sees(self, attempt: AttemptKey) -> bool:
+        """Whether the present process can still answer in this attempt: it joined it, or may join it yet."""
+        return attempt != self._hidden
+
     def announce(self, frame: bytes, attempt: AttemptKey) -> None:
         """An Announcement: the first frame of an attempt, kept for a process that starts later."""
         self._announcement = self._add(frame, attempt)
@@ -69,7 +82,7 @@ class Outbox:
 
     def put(self, frame: bytes, attempt: AttemptKey | None) -> None:
         """A frame of an attempt, or of none."""
-        if attempt is None or attempt != self._hidden:
+        if attempt is None or self.sees(attempt):
             self._add(frame, attempt)
             self.wake()
 

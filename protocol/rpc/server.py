@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from protocol.messages import (
 )
 from protocol.roster import Roster
 from protocol.rpc import limits
-from protocol.rpc.attempt import ACCEPTED, RunningAttempt
+from protocol.rpc.attempt import ACCEPTED, CANNOT_RESUME, Books, RunningAttempt
+from protocol.rpc.attempt_log import AttemptLog, Begun, remove_logs
 from protocol.rpc.credentials import server_credentials
-from protocol.rpc.frames import NO_ATTEMPT, TOKEN_BYTES, Receipt, Submission, Waiting
+from protocol.rpc.frames import MAX_NAMED, NO_ATTEMPT, TOKEN_BYTES, Receipt, Submission, Waiting
 from protocol.rpc.journal import ServerJournal
 from protocol.rpc.limits import Deadlines
 from protocol.rpc.outbox import Outbox
@@ -55,7 +56,7 @@ _PROGRESS_EVENTS = 32  # per upload, at most about so many
 
 @dataclass(frozen=True, slots=True)
 class ServerSetup:
-    """What a server needs before it can be bound. `spool_directory` belongs to it alone and is emptied."""
+    """What a server needs before it can be bound. `spool_directory` belongs to it alone."""
 
     roster: Roster
     tls: TlsIdentity
@@ -76,6 +77,8 @@ class AggregationServer:
         self._outboxes = {client: Outbox() for client in setup.roster.ids}
         self._blobs: OrderedDict[bytes, bytes] = OrderedDict()
         self._running: RunningAttempt | None = None
+        self._ended: RunningAttempt | None = None  # until it is settled
+        self._log: AttemptLog | None = None
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -113,24 +116,68 @@ class AggregationServer:
             await server.stop(grace)
 
     async def run_attempt(self, session: ServerSession, deadlines: Deadlines) -> Released | Abort:
-        """Announce the session's attempt and drive it to its end.
+        """Announce the session's attempt and drive it to its end; then `settle` it.
 
         Raises:
-            LedgerError: The journal failed; the server must stop.
+            LedgerError: Journal or log failed; the server must stop.
             LocalProtocolError: The attempt does not increase, or another one runs.
         """
         if self._running is not None:
             raise LocalProtocolError("one attempt at a time", found=self._running.key)
-        running = RunningAttempt(session, self._setup.journal, self._spools, self._post_of(session))
+        await self.settle()
+        self._spools.sweep()
+        journal, announcement = self._setup.journal, session.announcement
+        journal.start(announcement, session.ctx)
+        begun = Begun(announcement, session.ctx, journal.convicted, int(time.time()))
+        self._log = AttemptLog.create(journal, begun)
+        running = RunningAttempt(session, Books(journal, self._log, self._spools), self._post_of(session))
         self._running = running
+        return await self._to_the_end(running, running.begin, (deadlines, time.monotonic()))
+
+    async def restore(self, session: ServerSession, log: AttemptLog) -> None:
+        """Bring back the attempt that ran when an earlier process was killed. Call it before `start`, so that no client
+        finds a server that does not know its attempt; then `resume`.
+
+        Args:
+            session: A fresh one, made from what stands first in the log, with the release ledger of that moment.
+            log: Of the attempt.
+
+        Raises:
+            CANNOT_RESUME: Log or uploads are damaged. The attempt is given up, nothing of it was sent again, and the
+                next one can be run.
+        """
+        books = Books(self._setup.journal, log, self._spools)
+        running = RunningAttempt(session, books, self._post_of(session))
+        self._log, self._ended = log, running
         try:
-            running.begin()
-            return await self._drive(running, deadlines)
-        finally:
-            self._running = None
-            running.discard()
-            if running.outcome is None:  # cancelled or failed: the clients must not wait for it
-                self._give_up(session)
+            if session.ctx != log.begun.ctx:
+                raise LocalProtocolError("the documents are not those of the attempt", found=session.ctx.hex()[:16])
+            await asyncio.to_thread(running.reopen)
+            running.replay(lambda client, token: self._outboxes[client].restore(token))
+        except CANNOT_RESUME:
+            for outbox in self._outboxes.values():
+                outbox.forget()
+            await self.settle()
+            raise
+        self._running, self._ended = running, None
+
+    async def resume(self, deadlines: Deadlines) -> Released | Abort:
+        """Drive the restored attempt to its end; then `settle` it. Raises as `run_attempt`."""
+        running = self._running
+        if running is None:
+            raise LocalProtocolError("no attempt was restored")
+        self._emit(self._event(running, "resumed", clients=running.session.missing()))
+        return await self._to_the_end(running, lambda: None, (deadlines, time.monotonic() + limits.RETURNING))
+
+    async def settle(self) -> None:
+        """What became of the last attempt is written down elsewhere: its log and its uploads go."""
+        log, ended = self._log, self._ended
+        self._log = self._ended = None
+        if log is not None:
+            log.close()
+            remove_logs(self._setup.journal)
+        if ended is not None:
+            await asyncio.to_thread(ended.discard)
 
     def publish(self, digest: bytes, blob: bytes) -> None:
         """Offer a model or an aggregate for download; the last `limits.MAX_BLOBS` are kept."""
@@ -190,7 +237,9 @@ class AggregationServer:
         running = self._running
         if running is None:
             return Waiting(*NO_ATTEMPT, Phase.ADVERTISE_KEYS, ())
-        return Waiting(*running.key, running.session.phase, running.session.missing())
+        missing = running.session.missing()
+        more = max(0, len(missing) - MAX_NAMED)
+        return Waiting(*running.key, running.session.phase, missing[:MAX_NAMED], more)
 
     def submit(self, client: ClientId, submission: Submission, message: ClientMessage) -> Receipt:
         """See `Desk`."""
@@ -203,22 +252,22 @@ class AggregationServer:
         running = self._of(submission)
         if running is None:
             return STALE
-        receipt = running.submit(client, message)
+        receipt = running.submit(client, submission, message)
         self._changed.set()
         return receipt
 
     def open_upload(self, client: ClientId, submission: Submission, header: MaskedInput) -> Spool | Receipt:
         """See `Desk`."""
         running = self._of(submission)
-        opened = STALE if running is None else running.open_upload(client, header)
+        opened = STALE if running is None else running.open_upload(client, submission, header)
         self._changed.set()
         return opened
 
     def chunk_received(self, client: ClientId, spool: Spool) -> None:
         """See `Desk`."""
         every = -(-spool.total // _PROGRESS_EVENTS)
-        if spool.received % every == 0 or spool.full:
-            self._emit({"event": "upload", "client": client, "chunk": spool.received, "of": spool.total})
+        if (spool.received % every == 0 or spool.full) and (running := self._running) is not None:
+            self._emit(self._event(running, "upload", client=client, chunk=spool.received, of=spool.total))
 
     def close_upload(self, client: ClientId, spool: Spool) -> Receipt:
         """See `Desk`."""
@@ -238,9 +287,22 @@ class AggregationServer:
 
     # -- driving ------------------------------------------------------------------------------------------------------
 
-    async def _drive(self, running: RunningAttempt, deadlines: Deadlines) -> Released | Abort:
-        session, started = running.session, time.monotonic()
-        phase, since, reported = None, started, 0
+    async def _to_the_end(
+        self, running: RunningAttempt, begin: Callable[[], None], times: tuple[Deadlines, float]
+    ) -> Released | Abort:
+        try:
+            begin()
+            return await self._drive(running, *times)
+        finally:
+            self._running, self._ended = None, running
+            if running.outcome is None:  # cancelled or failed: the clients must not wait for it
+                self._give_up(running.session)
+                await self.settle()
+
+    async def _drive(self, running: RunningAttempt, deadlines: Deadlines, started: float) -> Released | Abort:
+        """`started`: when a client that was not seen since counts as away."""
+        session = running.session
+        phase, since, reported = None, time.monotonic(), len(session.drops)
         while running.outcome is None:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -254,7 +316,8 @@ class AggregationServer:
             if session.phase is not phase:
                 phase, since = session.phase, time.monotonic()
                 self._emit(self._event(running, "phase", clients=missing))
-            wake = self._next_look(missing, since, started, deadlines.of(phase), deadlines.grace)
+            waited_for = [client for client in missing if self._outboxes[client].sees(running.key)]
+            wake = self._next_look(waited_for, since, started, (deadlines.of(phase), deadlines.grace))
             if wake <= 0:
                 running.close_phase()
                 continue
@@ -268,16 +331,17 @@ class AggregationServer:
         return outcome
 
     def _next_look(
-        self, missing: tuple[ClientId, ...], since: float, started: float, lasting: float, grace: float
+        self, waited_for: Sequence[ClientId], since: float, started: float, times: tuple[float, float]
     ) -> float:
-        """Seconds until the phase may have to be closed; 0 or less: now."""
-        if not missing:
+        """Seconds until the phase may have to be closed; 0 or less: now. A client whose process was replaced by one
+        that did not join is not waited for: it cannot answer any more. `times`: of the phase, and grace."""
+        if not waited_for:
             return 0.0
         now = time.monotonic()
-        away = [self._presence.away_since(client, started) for client in missing]
-        deadline = since + lasting
+        away = [self._presence.away_since(client, started) for client in waited_for]
+        deadline = since + times[0]
         if all(gone is not None for gone in away):
-            deadline = min(deadline, max(gone for gone in away if gone is not None) + grace)
+            deadline = min(deadline, max(gone for gone in away if gone is not None) + times[1])
         return deadline - now
 
     def _report_drops(self, running: RunningAttempt, reported: int) -> int:

@@ -4,8 +4,9 @@ Identity is looked up on every call. Each call is idempotent, because any answer
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -49,7 +50,7 @@ class Desk(Protocol):
         """Its next chunk is on disk."""
 
     def close_upload(self, client: ClientId, spool: Spool) -> Receipt:
-        """All chunks are on disk."""
+        """All chunks are on stable storage."""
 
     def blob(self, digest: bytes) -> bytes | None:
         """A published blob."""
@@ -69,6 +70,9 @@ class AggregationService:
         self._uploads = asyncio.Semaphore(limits.UPLOAD_SLOTS)
         self._downloads = asyncio.Semaphore(limits.DOWNLOAD_SLOTS)
         self._polls: dict[ClientId, int] = {}
+        self._uploading: dict[ClientId, asyncio.Task[Any]] = {}
+        self._downloading: dict[ClientId, asyncio.Task[Any]] = {}
+        self._replaced: set[asyncio.Task[Any]] = set()  # streams that a newer one of their client ended
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `grpc.aio.Server.add_generic_rpc_handlers`. Bytes in, bytes out: the codec is the only decoder."""
@@ -109,7 +113,7 @@ class AggregationService:
         """A masked input: its signed header, refused before the body if it is not acceptable, then its chunks."""
         async with errors_as_status(context, self._desk.failed):
             client = self._door.client(context.auth_context())
-            with self._presence.call(client):
+            with self._presence.call(client), self._newest(client, self._uploading):
                 async with self._uploads:
                     return frames.encode_receipt(await self._receive(client, parts))
         raise AssertionError("unreachable: an error ends the call")
@@ -119,7 +123,7 @@ class AggregationService:
         async with errors_as_status(context, self._desk.failed):
             client = self._door.client(context.auth_context())
             digest = frames.decode_request(request).digest
-            with self._presence.call(client):
+            with self._presence.call(client), self._newest(client, self._downloading):
                 async with self._downloads:
                     blob = self._desk.blob(digest)
                     if blob is None:
@@ -131,6 +135,30 @@ class AggregationService:
                     for offset in range(0, len(blob) or 1, limits.BLOB_CHUNK):
                         data = blob[offset : offset + limits.BLOB_CHUNK]
                         yield frames.encode_blob(frames.BlobChunk(len(blob), offset, data))
+
+    @contextmanager
+    def _newest(self, client: ClientId, running: "dict[ClientId, asyncio.Task[Any]]") -> Iterator[None]:
+        """One stream of a kind per client, the newest: the slots are shared by all, and an idle stream holds one."""
+        mine, older = asyncio.current_task(), running.get(client)
+        if older is not None:
+            self._replaced.add(older)
+            older.cancel()
+        if mine is None:
+            raise AssertionError("a call runs in a task")
+        running[client] = mine
+        try:
+            yield
+        except asyncio.CancelledError:
+            if mine not in self._replaced:
+                raise
+            mine.uncancel()  # by a newer stream, not by the peer or by us: the older one is told
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION, "[E342] a newer stream of this client took over"
+            ) from None
+        finally:
+            self._replaced.discard(mine)
+            if running.get(client) is mine:
+                del running[client]
 
     def _admitted(self, client: ClientId, token: bytes) -> Outbox:
         outbox = self._desk.admit(client, token)
@@ -167,24 +195,32 @@ class AggregationService:
         opened = self._desk.open_upload(client, submission, header)
         if isinstance(opened, Receipt):
             return opened
+        return await self._fill(client, opened, parts)
+
+    async def _fill(self, client: ClientId, spool: Spool, parts: AsyncIterator[bytes]) -> Receipt:
+        """Chunks from the first missing one on. Whatever ends the stream, what has arrived stays for the next one."""
+        holder, first = spool.take(), True
         try:
-            while not opened.full:
+            while not spool.full:
                 part = frames.decode_part(await _next_part(parts))
                 if not isinstance(part, UploadChunk):
                     raise _bad_stream("a second header", "chunks after the header")
-                await opened.add(part.index, part.data)
-                self._desk.chunk_received(client, opened)
-            return self._desk.close_upload(client, opened)
+                if first and part.index != (received := await spool.settled()):
+                    return Receipt(frames.Status.PARTIAL, received=received)  # an older stream was faster
+                first = False
+                await spool.add(holder, part.index, part.data)
+                self._desk.chunk_received(client, spool)
+            await spool.seal()
+            return self._desk.close_upload(client, spool)
         finally:
-            if not opened.complete:
-                opened.discard()
+            spool.pause(holder)
 
 
 async def _next_part(parts: AsyncIterator[bytes]) -> bytes:
     try:
         return await asyncio.wait_for(anext(parts), limits.PART_IDLE)
     except StopAsyncIteration:
-        raise _bad_stream("the end of the stream", "every chunk that the header announces") from None
+        raise _bad_stream("the end of the stream", "every chunk that is missing") from None
     except TimeoutError:
         raise Refusal(
             grpc.StatusCode.DEADLINE_EXCEEDED, f"[E411] no part of the upload for {limits.PART_IDLE:.0f} s"

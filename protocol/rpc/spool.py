@@ -1,45 +1,52 @@
 """Uploads on disk: received chunk by chunk, hash-checked, folded into the sum only when complete. SPEC 7.4, 9.4.
 
-A folded chunk of a client that then dies could not be taken out again, so nothing is folded before U3 is fixed. The
-files hold masked words only; they are removed when the attempt ends and when a server starts.
+A folded chunk of a client that then dies could not be taken out again, so nothing is folded before U3 is fixed. An
+upload that was cut off stays, with its running digest, and goes on where it was: after a lost connection at once, after
+the server was killed as soon as the file was hashed again. The files hold masked words only; they are removed when the
+attempt has ended.
 """
 
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from io import FileIO
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from protocol.errors import RemoteProtocolError, TransportError
 from protocol.messages import MaskedInput
+from protocol.rpc.unmask import add_uploads, unmask
 from secagg.encoding import Words
-from secagg.masking import InputDigest, Mask, add_masks
+from secagg.masking import InputDigest, Mask
 from secagg.params import SecAggParams
 
 WORD_BYTES = 8
 SUFFIX = ".spool"
 
+T = TypeVar("T")
+
 
 class Spool:
-    """One upload of one client: chunks in order, exactly as many and as long as the parameters say."""
+    """One upload of one client: chunks in order, exactly as many and as long as the parameters say.
+
+    Several streams may try to fill it one after the other; `take` makes the caller the only one that still can.
+    """
 
     def __init__(self, path: Path, header: MaskedInput, params: SecAggParams) -> None:
-        """Create the file (mode 0600, it must not exist). Raises TransportError E341 if the disk refuses."""
+        """An empty upload; the file is made with its first chunk."""
         self.path = path
         self.header = header
         self.received = 0
         self.complete = False
         self._params = params
         self._digest = InputDigest()
+        self._holder = 0
+        self._turn = asyncio.Lock()  # one chunk at a time, also where two streams overlap for a moment
         self._lock = threading.Lock()  # a discard must not close the file under a write
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
-        except OSError as error:
-            raise disk_failed(path, error) from error
-        self._file: FileIO | None = FileIO(handle, "wb")
+        self._discarded = False
+        self._file: int | None = None
 
     def __repr__(self) -> str:
         return f"Spool({self.path.name}, {self.received} of {self._params.num_chunks} chunks)"
@@ -54,110 +61,207 @@ class Spool:
         """Whether every chunk is in; the digest is still to be compared."""
         return self.received == self.total
 
-    async def add(self, index: int, data: bytes) -> None:
-        """Append chunk `index`. A cancelled call still finishes its write, so that the file can be discarded.
+    def take(self) -> int:
+        """Begin to fill: the number that `add` asks for. Whoever filled before gets TransportError E342."""
+        self._holder += 1
+        return self._holder
+
+    async def settled(self) -> int:
+        """Chunks that are there, once a write that is under way has ended."""
+        async with self._turn:
+            return self.received
+
+    async def add(self, holder: int, index: int, data: bytes) -> None:
+        """Append chunk `index`. A cancelled call still finishes its write, and the chunk counts.
 
         Raises:
             RemoteProtocolError: The chunk is not the next one, or has the wrong length (E411).
-            TransportError: The disk refuses (E341), or the spool was discarded (E342).
+            TransportError: The disk refuses (E341), or another stream or the end of the phase took the upload (E342).
         """
-        self._check(index, len(data))
-        write = asyncio.ensure_future(asyncio.to_thread(self._write, data))
-        try:
-            await asyncio.shield(write)
-        except asyncio.CancelledError:
-            await asyncio.wait({write})
-            raise
-        self.received += 1
+        async with self._turn:
+            if holder != self._holder or self._discarded:
+                raise _given_up()
+            self._check(index, len(data))
+            await _to_its_end(asyncio.to_thread(self._write, index, data))
 
-    def close(self) -> None:
-        """All chunks are in: compare the digest. Raises RemoteProtocolError E411 if it is not the signed one."""
-        if self.received != self._params.num_chunks:
-            raise _bad_upload("an upload that ends early", f"{self.received} chunks", f"{self._params.num_chunks}")
-        if self._digest.digest() != self.header.input_digest:
-            raise _bad_upload("an upload with other content than its header", "another SHA-256", "the signed one")
-        self._shut()
+    async def seal(self) -> None:
+        """All chunks are in: compare the digest and bring the file to stable storage; `complete` afterwards.
+
+        Raises:
+            RemoteProtocolError: E411, chunks are missing, or the digest is not the signed one; it is empty again then.
+            TransportError: The disk refuses (E341), or the upload was discarded (E342).
+        """
+        async with self._turn:
+            if not self.complete:
+                await _to_its_end(asyncio.to_thread(self._seal))
+
+    def restore(self) -> None:
+        """Take over what an earlier process received: every whole chunk of the file. Blocks: it hashes the file.
+
+        Raises:
+            TransportError: E341, the file cannot be read or cut to whole chunks.
+        """
+        if not self.path.exists():
+            return
+        try:
+            with self.path.open("r+b") as file:
+                while not self.full:
+                    data = file.read(self._length(self.received))
+                    if len(data) < self._length(self.received):  # the last write was cut off
+                        file.truncate(self._written)
+                        break
+                    self._digest.update(data)
+                    self.received += 1
+        except OSError as error:
+            raise disk_failed(self.path, error) from error
+
+    def reseal(self) -> None:
+        """Restored, and its receipt was given: complete again. Raises TransportError E341 if it is not what it was."""
+        if not self.full or self._digest.digest() != self.header.input_digest:
+            raise disk_failed(self.path, OSError("other content than was received"))
         self.complete = True
+
+    def pause(self, holder: int) -> None:
+        """The stream of `holder` has ended: no file stays open for it."""
+        if holder == self._holder:
+            self._shut()
 
     def discard(self) -> None:
         """Remove the file. May be called at any time, also twice."""
+        with self._lock:
+            self._discarded = True
         self._shut()
         self.complete = False
         self.path.unlink(missing_ok=True)
 
-    def add_to(self, total: Words) -> None:
-        """Add the words to `total` modulo 2^64, one chunk in memory at a time. Only a complete upload is added."""
-        if not self.complete:
-            raise disk_failed(self.path, OSError("incomplete upload"))
-        size = self._params.chunk_words
-        try:
-            with self.path.open("rb") as file:
-                for start in range(0, len(total), size):
-                    target = total[start : start + size]
-                    data = file.read(WORD_BYTES * len(target))
-                    if len(data) != WORD_BYTES * len(target):
-                        raise OSError("file shorter than what was written")
-                    np.add(target, np.frombuffer(data, dtype="<u8"), out=target)
-        except OSError as error:
-            raise disk_failed(self.path, error) from error
+    def _length(self, index: int) -> int:
+        """Bytes of chunk `index`."""
+        params = self._params
+        return WORD_BYTES * min(params.chunk_words, params.total_words - index * params.chunk_words)
 
     def _check(self, index: int, length: int) -> None:
-        params = self._params
-        if index != self.received or index >= params.num_chunks:
-            raise _bad_upload("a chunk out of order", f"index {index}", f"index {self.received} of {params.num_chunks}")
-        words = min(params.chunk_words, params.total_words - index * params.chunk_words)
-        if length != WORD_BYTES * words:
-            raise _bad_upload("a chunk of the wrong length", f"{length} bytes", f"{WORD_BYTES * words}")
+        if index != self.received or index >= self.total:
+            raise _bad_upload("a chunk out of order", f"index {index}", f"index {self.received} of {self.total}")
+        if length != self._length(index):
+            raise _bad_upload("a chunk of the wrong length", f"{length} bytes", f"{self._length(index)}")
 
-    def _write(self, data: bytes) -> None:
+    @property
+    def _written(self) -> int:
+        """Bytes of the chunks that are there, as long as one is missing."""
+        return WORD_BYTES * self._params.chunk_words * self.received
+
+    def _write(self, index: int, data: bytes) -> None:
         with self._lock:
-            if self._file is None:
-                raise TransportError(
-                    "the upload was given up", found="a newer upload, or the end of the phase", code="E342"
-                )
-            self._digest.update(data)
+            if self._discarded or index != self.received:
+                raise _given_up()
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[self._file.write(rest) :]
+                if self._file is None:
+                    self._file = self._open()
+                try:
+                    rest = memoryview(data)
+                    while rest:
+                        rest = rest[os.write(self._file, rest) :]
+                except OSError:
+                    os.ftruncate(self._file, self._written)
+                    raise
             except OSError as error:
                 raise disk_failed(self.path, error) from error
+            self._digest.update(data)
+            self.received += 1
+
+    def _open(self) -> int:
+        """For appending. What stands there must be what was hashed."""
+        fresh = os.O_TRUNC if self.received == 0 else 0
+        file = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_WRONLY | fresh, 0o600)
+        if (size := os.fstat(file).st_size) != self._written:
+            os.close(file)
+            raise OSError(f"{size} bytes found, {self._written} expected")
+        return file
+
+    def _seal(self) -> None:
+        if not self.full:
+            raise _bad_upload("an upload that ends early", f"{self.received} chunks", f"{self.total}")
+        if self._digest.digest() != self.header.input_digest:
+            self._shut()
+            self._digest, self.received = InputDigest(), 0
+            raise _bad_upload("an upload with other content than its header", "another SHA-256", "the signed one")
+        with self._lock:
+            if self._discarded:
+                raise _given_up()
+            try:
+                if self._file is None:
+                    self._file = os.open(self.path, os.O_NOFOLLOW | os.O_RDONLY)
+                os.fsync(self._file)
+            except OSError as error:
+                raise disk_failed(self.path, error) from error
+            self.complete = True
+        self._shut()
 
     def _shut(self) -> None:
         with self._lock:
             file, self._file = self._file, None
             if file is not None:
-                file.close()
+                os.close(file)
 
 
 class SpoolRoom:
-    """The directory of all spools of one server process; private, and empty at start."""
+    """The private directory of all spools of one server. One attempt at a time uses it."""
 
     def __init__(self, directory: Path) -> None:
-        """Create it (mode 0700) and remove what a crashed server left. Raises TransportError E341."""
+        """Create it, mode 0700. Raises TransportError E341."""
         self._directory = directory
-        self._count = 0
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
-            for left in directory.glob(f"*{SUFFIX}"):
-                left.unlink()
         except OSError as error:
             raise disk_failed(directory, error) from error
 
-    def open(self, header: MaskedInput, params: SecAggParams) -> Spool:
-        """A new, empty spool. The name says nothing about its sender."""
-        self._count += 1
-        return Spool(self._directory / f"{self._count:08d}{SUFFIX}", header, params)
+    def sweep(self, keep: Collection[str] = ()) -> None:
+        """Remove every spool but those named: what an earlier process left. Raises TransportError E341."""
+        try:
+            for left in self._directory.glob(f"*{SUFFIX}"):
+                if left.name not in keep:
+                    left.unlink()
+        except OSError as error:
+            raise disk_failed(self._directory, error) from error
+
+    def new_name(self) -> str:
+        """A file name that says nothing about its sender."""
+        return f"{os.urandom(8).hex()}{SUFFIX}"
+
+    def spool(self, name: str, header: MaskedInput, params: SecAggParams) -> Spool:
+        """The spool of this name, empty unless it is restored."""
+        return Spool(self._directory / name, header, params)
 
 
 def fold(spools: Sequence[Spool], masks: Iterable[Mask], params: SecAggParams) -> Words:
-    """Sum of the uploads plus all masks, modulo 2^64; shape (total_words,). Memory: the sum and one chunk."""
-    total = np.zeros(params.total_words, dtype="<u8")
+    """Sum of the uploads plus all masks, modulo 2^64; shape (total_words,). Memory: the sum and a few blocks per core.
+
+    Raises:
+        TransportError: E341, an upload is incomplete or its file is not what was written.
+    """
     for spool in spools:
-        spool.add_to(total)
-    add_masks(total, masks)
+        if not spool.complete:
+            raise disk_failed(spool.path, OSError("incomplete upload"))
+    total = np.zeros(params.total_words, dtype="<u8")
+    try:
+        add_uploads(total, [spool.path for spool in spools])
+    except OSError as error:
+        raise disk_failed(Path(error.filename or ""), error) from error
+    unmask(total, masks)
     return total
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """Wait for a thread's work; a cancelled caller waits, too, because the thread cannot be stopped half-way."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear of it
+        raise
 
 
 def disk_failed(path: Path, error: Exception) -> TransportError:
@@ -173,3 +277,7 @@ def disk_failed(path: Path, error: Exception) -> TransportError:
 
 def _bad_upload(what: str, found: str, expected: str) -> RemoteProtocolError:
     return RemoteProtocolError(what, found=found, expected=expected, code="E411")
+
+
+def _given_up() -> TransportError:
+    return TransportError("the upload was given up", found="a newer upload, or the end of the phase", code="E342")

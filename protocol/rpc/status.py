@@ -24,6 +24,7 @@ TRANSIENT: Final = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.FAILED_PRECONDITION,  # an upload that was given up: asked again, the server says why
     }
 )
 # Never cured by waiting: gRPC reports them as UNAVAILABLE.
