@@ -32,7 +32,7 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate
+.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -121,6 +121,9 @@ bench: $(STAMP) $(PEERS_STAMP) ## every benchmark, about half an hour, to benchm
 
 simulate: $(STAMP) ## N seeded schedules of whole federations; a release runs N=1000000
 	$(PY) -m tests.simulation $(N) --processes 2 $(ARGS)
+
+fuzz: $(STAMP) ## N executions of every fuzzer; ARGS="--seed 7 --processes 4 --only codec"
+	$(PY) -m tests.fuzz $(N) $(ARGS)
 
 # Z3 lives in an environment of its own; Spin and a C compiler come from the system.
 $(MODELS_STAMP): constraints/models.txt

@@ -13,9 +13,12 @@ import pytest
 from attacker import LyingServer, lying, small_ring
 from vectors.client_checks import EVIL, ME, ring_key_lists
 
+from protocol import client_phases
 from protocol.errors import RemoteProtocolError
 from protocol.messages import AdvertiseKeys, KeyEntry, KeyList, advertise_leaf
+from secagg import kdf, key_agreement
 from secagg.graph import RingGraph, neighbor_graph
+from secagg.masking import Mask, add_masks, pairwise_sign, unframe
 from secagg.params import SecAggParams
 from secagg.signing import VerifyKey
 from secagg.thresholds import RingParameters, ring_parameters
@@ -334,3 +337,51 @@ def test_a1_succeeds_on_the_ring_with_half_the_holders_as_threshold(monkeypatch:
     monkeypatch.setattr(SecAggParams, "threshold", property(lambda self: 2))  # 2t = k
     server = small_ring(monkeypatch, RULE)
     assert same(both_kinds(monkeypatch, server), server.values[ME])
+
+
+# -- A2, A19: another U2 for one client --------------------------------------------------------------------------------
+
+
+def another_u2_for_the_victim(server: LyingServer) -> object:
+    """The victim is shown a U2 in which its one corrupt neighbour is its only one; everybody else the true one, and a
+    U3 with the victim in it. Its honest neighbours then give away its self seed."""
+    server.play(shares=False)
+    near = sorted(server.graph.neighbors(ME))
+    corrupt = near[0]
+    server.corrupt = frozenset({corrupt})
+    shown = [c for c in server.ids if c not in near[1:]]
+    assert len(shown) >= server.params.required
+    for client in server.ids:
+        server.tell(client, server.peer_shares(client, shown if client == ME else None))
+    if ME not in server.words:
+        return None
+    others = [c for c in server.ids if c != ME]
+    for client in others:
+        assert server.tell(client, server.notice(server.ids))
+    for client in others:
+        assert server.tell(client, server.certificate(others))
+    seed = server._rebuilt(ME, "self_shares", {})
+    assert seed is not None
+    agreed = key_agreement.agree(server._masking_sks[corrupt], server.adverts[ME].masking_pk)
+    shared = kdf.pairwise_seed(agreed, server.ctx, server.root_u2(shown), ME, corrupt)
+    words = server.words[ME].copy()
+    add_masks(words, [Mask(kdf.self_mask_key(seed, server.ctx, ME), -1), Mask(shared, -pairwise_sign(ME, corrupt))])
+    return unframe(words, 1, server.params)
+
+
+def test_a2_another_u2_for_one_client_is_refused_by_its_count_of_dealers(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ring(monkeypatch)
+    assert another_u2_for_the_victim(server) is None
+    refused(server, ME, "too few shares opened")
+
+
+def test_a2_succeeds_where_the_dealers_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = client_phases.reject
+
+    def lenient(what: str, **more: object) -> None:
+        if what != "too few shares opened":
+            original(what, **more)
+
+    monkeypatch.setattr(client_phases, "reject", lenient)
+    server = ring(monkeypatch)
+    assert same(another_u2_for_the_victim(server), server.values[ME])
