@@ -5,6 +5,8 @@
 PYTHON ?= python3
 ARGS   ?=
 N      ?= 20000
+SEED   ?= 0
+JOBS   ?= 2
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -18,6 +20,8 @@ PEERS_STAMP  := $(PEERS_VENV)/.installed
 MODELS_VENV  := .venv-models
 MODELS_STAMP := $(MODELS_VENV)/.installed
 PACKAGES := secagg dp protocol ffm
+# Whole files to each process: many tests wait for clocks and sockets, so two take little more than half the time of one.
+PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 LOCK := pip compile -q --generate-hashes --no-deps --no-annotate --no-header --universal --python-version 3.11
 
 # No model hub, no telemetry, whatever the caller's environment says.
@@ -54,10 +58,10 @@ demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for 
 	$(BIN)/secagg demo hospital $(ARGS)
 
 test: $(STAMP) ## all tests but those marked slow
-	$(PY) -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-full: $(STAMP) ## all tests
-	$(PY) -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP) proto-check vectors-check ## style, types, layering, generated files
 	$(BIN)/ruff check .
@@ -120,7 +124,7 @@ bench: $(STAMP) $(PEERS_STAMP) ## every benchmark, about half an hour, to benchm
 	$(PY) -m benchmarks $(ARGS)
 
 simulate: $(STAMP) ## N seeded schedules of whole federations; a release runs N=1000000
-	$(PY) -m tests.simulation $(N) --processes 2 $(ARGS)
+	$(PY) -m tests.simulation $(N) --seed $(SEED) --processes $$(nproc)
 
 fuzz: $(STAMP) ## N executions of every fuzzer; ARGS="--seed 7 --processes 4 --only codec"
 	$(PY) -m tests.fuzz $(N) $(ARGS)

@@ -5,6 +5,7 @@ slots, so four bytes hold every value exactly.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffm.step import Model, aggregate_digest, model_bytes, next_model
 from protocol.errors import RemoteProtocolError
@@ -24,9 +25,9 @@ def sum_bytes(total: Values) -> bytes:
     return total.astype("<i4").tobytes()
 
 
-def sum_from_bytes(data: bytes) -> Values:
-    """The values of a sum, int64."""
-    return np.frombuffer(data, dtype="<i4").astype(np.int64)
+def sum_from_bytes(data: bytes) -> NDArray[np.int32]:
+    """The values of a sum, read-only and without a copy where the machine is little-endian."""
+    return np.frombuffer(data, dtype="<i4").astype(np.int32, copy=False)
 
 
 def verified_next(manifest: Manifest, ctx: bytes, before: Model, result: RoundResult, data: bytes) -> Model:

@@ -27,7 +27,7 @@ from protocol.manifest import Manifest
 from protocol.messages import Announcement, Finished, LedgerRow, RoundResult, Statement
 from protocol.release import ReleaseLedger
 from protocol.roster import Roster
-from protocol.rpc.attempt_log import AttemptLog, remove_logs
+from protocol.rpc.attempt_log import AttemptLog
 from protocol.rpc.journal import ServerJournal
 from protocol.rpc.limits import Deadlines
 from protocol.rpc.server import AggregationServer
@@ -112,11 +112,12 @@ class ServerRun:
         try:
             log = AttemptLog.unfinished(self._journal)
             if log is None:
+                self._rpc.sweep()
                 return False
             begun = log.begun
             if self._is_written(begun.announcement):  # killed between checkpoint and clean-up
                 log.close()
-                remove_logs(self._journal)
+                self._rpc.sweep()
                 return False
             if begun.announcement.model_digest != self.manifest.model_digest(model_bytes(model)):
                 log.close()

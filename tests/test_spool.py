@@ -13,7 +13,7 @@ from simulator import insecure_rng, make_manifest
 
 from protocol.errors import RemoteProtocolError, TransportError
 from protocol.messages import MaskedInput
-from protocol.rpc.spool import Spool, SpoolRoom, fold
+from protocol.rpc.spool import Spool, SpoolRoom, fold, is_spool_name
 from secagg.encoding import Words
 from secagg.masking import InputDigest, Mask, chunks
 from secagg.params import SecAggParams
@@ -282,6 +282,14 @@ def test_no_file_stays_open_for_an_upload_that_pauses(tmp_path: Path) -> None:
         file.write(b"x")  # somebody else writes
     with pytest.raises(TransportError, match="cannot be kept"):
         asyncio.run(fill(spool, words, 3))
+
+
+def test_only_names_of_this_room_are_names(tmp_path: Path) -> None:
+    assert is_spool_name(SpoolRoom(tmp_path).new_name())
+    good = "0123456789abcdef.spool"
+    assert is_spool_name(good)
+    for bad in ("", "../" + good, good + "\n", good.upper(), good[1:], "/etc/passwd", 5, None, b"x"):
+        assert not is_spool_name(bad)
 
 
 def test_params_have_several_chunks() -> None:

@@ -21,7 +21,9 @@ from dp.store import ChainedStore, Row
 from protocol.codec import decode_client, decode_server, encode_server
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Announcement, ClientMessage
+from protocol.rpc.frames import TOKEN_BYTES
 from protocol.rpc.journal import ServerJournal
+from protocol.rpc.spool import is_spool_name
 from secagg.types import ClientId, Phase
 
 VERSION: Final = 1
@@ -176,8 +178,14 @@ def _entry(row: Row) -> Entry:
         body = row.value()
         match row.kind:
             case "message":
-                message = decode_client(_bytes(body["frame"]))
-                return Accepted(ClientId(body["client"]), bytes.fromhex(body["token"]), message, body["spool"])
+                message, token, spool = (
+                    decode_client(_bytes(body["frame"])),
+                    bytes.fromhex(body["token"]),
+                    body["spool"],
+                )
+                if len(token) != TOKEN_BYTES or not (spool == "" or is_spool_name(spool)):
+                    raise ValueError("no token, or no file of uploads")
+                return Accepted(ClientId(body["client"]), token, message, spool)
             case "upload":
                 return Uploaded(ClientId(body["client"]))
             case "closed":

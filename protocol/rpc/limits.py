@@ -16,7 +16,7 @@ MAX_TO_CLIENT: Final = max(MAX_PART, MAX_DELIVERY) + 4096  # just above the long
 MAX_STREAMS: Final = 8  # per connection: bounds what a reset flood can allocate
 MAX_METADATA: Final = 8 * 1024
 BLOB_CHUNK: Final = 512 * 1024
-MAX_BLOBS: Final = 16  # published models and aggregates that are kept in memory
+MAX_BLOBS: Final = 4  # published models and sums kept in memory: those of the last two rounds
 MAX_OUTBOX: Final = 64  # frames kept for a client that does not fetch them
 
 # One semaphore per method, so that uploads cannot starve heartbeats. Polls are bounded by two per client.

@@ -125,7 +125,7 @@ class AggregationServer:
         if self._running is not None:
             raise LocalProtocolError("one attempt at a time", found=self._running.key)
         await self.settle()
-        self._spools.sweep()
+        self.sweep()
         journal, announcement = self._setup.journal, session.announcement
         journal.start(announcement, session.ctx)
         begun = Begun(announcement, session.ctx, journal.convicted, int(time.time()))
@@ -168,6 +168,11 @@ class AggregationServer:
             raise LocalProtocolError("no attempt was restored")
         self._emit(self._event(running, "resumed", clients=running.session.missing()))
         return await self._to_the_end(running, lambda: None, (deadlines, time.monotonic() + limits.RETURNING))
+
+    def sweep(self) -> None:
+        """No attempt runs, and none is to be restored: the logs and uploads of an earlier process go."""
+        remove_logs(self._setup.journal)
+        self._spools.sweep()
 
     async def settle(self) -> None:
         """What became of the last attempt is written down elsewhere: its log and its uploads go."""
@@ -361,11 +366,17 @@ class AggregationServer:
     def _post_of(self, session: ServerSession) -> Callable[[ClientId, ServerMessage], None]:
         key = (session.announcement.round, session.announcement.attempt)
 
+        said: ServerMessage | None = None
+        frame = b""
+
         def post(client: ClientId, message: ServerMessage) -> None:
+            nonlocal said, frame
+            if message is not said:  # what goes to everybody is one object, and is encoded once
+                said, frame = message, encode_server(message)
             if isinstance(message, Announcement):
-                self._outboxes[client].announce(encode_server(message), key)
+                self._outboxes[client].announce(frame, key)
             else:
-                self._outboxes[client].put(encode_server(message), key)
+                self._outboxes[client].put(frame, key)
 
         return post
 

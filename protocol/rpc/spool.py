@@ -8,6 +8,7 @@ attempt has ended.
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Awaitable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from secagg.params import SecAggParams
 
 WORD_BYTES = 8
 SUFFIX = ".spool"
+_NAME_BYTES = 8
+_NAME = re.compile(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}{re.escape(SUFFIX)}")
 
 T = TypeVar("T")
 
@@ -204,6 +207,11 @@ class Spool:
                 os.close(file)
 
 
+def is_spool_name(name: object) -> bool:
+    """Whether `SpoolRoom.new_name` could have made it: a plain file name and nothing else."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 class SpoolRoom:
     """The private directory of all spools of one server. One attempt at a time uses it."""
 
@@ -227,7 +235,7 @@ class SpoolRoom:
 
     def new_name(self) -> str:
         """A file name that says nothing about its sender."""
-        return f"{os.urandom(8).hex()}{SUFFIX}"
+        return f"{os.urandom(_NAME_BYTES).hex()}{SUFFIX}"
 
     def spool(self, name: str, header: MaskedInput, params: SecAggParams) -> Spool:
         """The spool of this name, empty unless it is restored."""

@@ -210,6 +210,7 @@ def test_an_upload_over_a_line_that_breaks_again_and_again_costs_less_than_two(t
 def test_a_second_upload_of_the_same_header_goes_on_where_the_first_was(tmp_path: Path) -> None:
     async def scenario(hub: Hub) -> None:
         slow = Site(hub, ClientId(1), VALUES[ClientId(1)], rate_limit=400)
+        slow.patience = dataclasses.replace(QUICK, unreachable=20.0)  # a slow disk is no reason to give up
         async with running(slow, *sites(hub)[1:]) as tasks:
             attempt = asyncio.create_task(hub.run(PATIENT))
             await hub.until("upload", client=1, chunk=1)
