@@ -12,19 +12,19 @@ what its line says it sees. The proof is the mechanism's argument (SPEC 10).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp.errors import PrivacyError, ReportError
+from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng
 
 FORMAT: Final = "secagg-audit/1"
 ALARM: Final = 1e-6  # probability of any false alarm of one audit, at most
-COMPARISONS: Final = 1000  # statistical comparisons of one audit, at most
+COMPARISONS: Final = 100  # statistical comparisons of one audit, at most
 LEVEL: Final = ALARM / COMPARISONS
 AT_THE_SITE: Final = "known at the site"  # what the report says in place of a private figure
 
@@ -32,9 +32,15 @@ Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 R = TypeVar("R", contravariant=True)
 
-_TEXTS = ("name", "found", "bound", "sees", "blind")
-_CHECK_KEYS = {*_TEXTS, "passed", "comparisons", "control"}
-_KEYS = {"format", "subject", "passed", "false_alarm_probability", "checks"}
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure that a report draws beside its claim: decimal strings. `ceiling`: the most that could be shown."""
+
+    quantity: str
+    value: str
+    claim: str
+    ceiling: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Finding:
         blind: What it does not show.
         comparisons: How many statistical comparisons at `LEVEL` it made; 0 for a deterministic check.
         control: A pipeline that was broken on purpose, to show that the checks can fail.
+        measure: For a plot of bounds against claims.
         private: `found` depends on the site's own records: it never leaves the site.
     """
 
@@ -61,6 +68,7 @@ class Finding:
     blind: str
     comparisons: int = 0
     control: bool = False
+    measure: Measure | None = None
     private: bool = False
 
     @property
@@ -82,6 +90,9 @@ class AuditResult:
         made = sum(finding.comparisons for finding in self.findings)
         if made > COMPARISONS:
             raise PrivacyError("too many comparisons for the stated false alarms", found=made, expected=COMPARISONS)
+        names = [finding.name for finding in self.findings]
+        if len(set(names)) != len(names):
+            raise PrivacyError("two findings of an audit have one name", expected="a stable name for each check")
 
     @property
     def passed(self) -> bool:
@@ -94,20 +105,25 @@ class AuditResult:
         return tuple(finding for finding in self.findings if not finding.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """Text, booleans and integers only; without what is private."""
-        checks = []
-        for finding in self.findings:
-            check = asdict(finding)
-            if check.pop("private"):
-                check["found"] = AT_THE_SITE
-            checks.append(check)
+        """Text, booleans and integers only; without what is private. What group 11 of the report is made from."""
         return {
             "format": FORMAT,
             "subject": dict(self.subject),
             "passed": self.passed,
             "false_alarm_probability": f"at most {ALARM:g} over all checks",
-            "checks": checks,
+            "checks": [_check_json(finding) for finding in self.findings],
         }
+
+
+def _check_json(finding: Finding) -> dict[str, Any]:
+    names = ("name", "found", "bound", "sees", "blind", "passed", "comparisons")
+    check = {name: getattr(finding, name) for name in names}
+    if finding.private:
+        check["found"] = AT_THE_SITE
+    if finding.measure is not None:
+        m = finding.measure
+        check["measure"] = {"quantity": m.quantity, "value": m.value, "claim": m.claim, "ceiling": m.ceiling}
+    return check
 
 
 def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -118,52 +134,6 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
         # Only our own texts are known to carry no data.
         what = f"{error.code} {error.what}" if isinstance(error, PrivacyError) else type(error).__name__
         return [Finding(name, f"stopped: {what}", "an answer", False, "code that does not run", "what lies behind it")]
-
-
-def audit_group(audit: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Group 11 of the accounting report from an audit's JSON (`AuditResult.to_json`); None: no audit was made.
-
-    A pure function: what it counts and summarises is recomputed from the checks, and the verdict must follow from them.
-
-    Raises:
-        ReportError: The JSON has another shape, or says "passed" where a check did not hold.
-    """
-    meaning = "evidence that can fail, no proof: the guarantee rests on the argument of group 5, not on a weak attack"
-    if audit is None:
-        return {"status": "not measured", "meaning": meaning}
-    checks = _checks(audit)
-    failed = [check["name"] for check in checks if not check["passed"]]
-    if audit["passed"] is not (bool(checks) and not failed):
-        raise ReportError("the audit's verdict does not follow from its checks", found=audit["passed"], code="E604")
-    return {
-        "status": "passed" if audit["passed"] else "violated",
-        "meaning": meaning,
-        "subject": dict(audit["subject"]),
-        "false_alarm_probability": audit["false_alarm_probability"],
-        "checks": sum(not check["control"] for check in checks),
-        "controls": sum(check["control"] for check in checks),
-        "comparisons": sum(check["comparisons"] for check in checks),
-        "failed": failed,
-        "findings": [{key: check[key] for key in sorted(_CHECK_KEYS)} for check in checks],
-    }
-
-
-def _checks(audit: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The list of checks, after a look at every type."""
-    try:
-        good = set(audit) == _KEYS and audit["format"] == FORMAT and type(audit["passed"]) is bool
-        good = good and type(audit["false_alarm_probability"]) is str
-        good = good and all(type(k) is type(v) is str for k, v in audit["subject"].items())
-        checks: list[Mapping[str, Any]] = list(audit["checks"])
-        for check in checks:
-            good = good and set(check) == _CHECK_KEYS and all(type(check[name]) is str for name in _TEXTS)
-            good = good and type(check["passed"]) is type(check["control"]) is bool
-            good = good and type(check["comparisons"]) is int and check["comparisons"] >= 0
-    except (AttributeError, KeyError, TypeError):
-        good, checks = False, []
-    if not good:
-        raise ReportError("this is no audit", expected=f"the JSON of `secagg audit`, {FORMAT}", code="E604")
-    return checks
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import log_ndtr, ndtr, ndtri
 
-from dp.audit import LEVEL, Finding, Reals
+from dp.audit import LEVEL, Finding, Measure, Reals
 
 GUESSED = (20, 5, 2, 1)  # one in so many canaries is guessed; each guesser pays its share of the level
 CONFIDENCE = 1e-3  # one minus that of a lower bound
@@ -112,23 +112,24 @@ def lower_mu(guesses: tuple[int, int], canaries: int, level: float = CONFIDENCE)
     return low
 
 
-def check_guesses(name: str, game: Game, wrong: WrongAtLeast, claim: str, delta: float) -> Finding:
-    """The f-DP one-run test of a claim, with the lower bound that the best guesser proves and the most it could."""
-    canaries = len(game.scores)
+def check_guesses(name: str, game: Game, wrong: WrongAtLeast, claim: tuple[str, str], delta: float) -> Finding:
+    """The f-DP one-run test of a claim (ε, of what), with the bound that the best guesser proves and the most it could."""
+    canaries, (epsilon, subject) = len(game.scores), claim
     tries = [game.guesses(canaries // part) for part in GUESSED]
     level = CONFIDENCE / len(tries)
     broken = any(refuted(wrong, guesses, canaries, level) for guesses in tries)
-    best = max(lower_mu(guesses, canaries, level) for guesses in tries)
-    ceiling = max(lower_mu((made, made), canaries, level) for _, made in tries)
+    best, most = (max(lower_mu(g, canaries, level) for g in t) for t in (tries, [(made, made) for _, made in tries]))
+    shown, ceiling = (f"{gaussian_epsilon(mu, delta):.2f}" for mu in (best, most))
     told = ", ".join(f"{right}/{made}" for right, made in tries)
     return Finding(
         f"canaries: {name}",
-        f"right guesses {told} of {canaries} canaries: ε >= {gaussian_epsilon(best, delta):.2f} at 99.9 %",
-        f"not refuting {claim}; at most ε = {gaussian_epsilon(ceiling, delta):.2f} could be shown at all",
+        f"right guesses {told} of {canaries} canaries: ε >= {shown} at 99.9 %",
+        f"not refuting ε = {epsilon} of {subject}; at most ε = {ceiling} could be shown at all",
         not broken,
         "no noise, noise about four times too small, a sample that is known",
         "noise that is less than about three times too small; stronger attacks",
         1,
+        measure=Measure(f"ε of {subject}", shown, epsilon, ceiling),
     )
 
 

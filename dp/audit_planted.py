@@ -60,7 +60,7 @@ def planted_checks(
     claim = claimed.mechanism
     both = (BACKGROUND, JOINERS)
     findings = guarded("planted", lambda: check_neighbours(canaries, claim, both, "planted"))
-    findings += guarded("planted", lambda: [check_patient(canaries, claim, len(PATIENT))])
+    findings += guarded("patient", lambda: [check_patient(canaries, claim, len(PATIENT))])
     findings += guarded("noise", lambda: zero_input(canaries, claim, effort.noise_values, rng))
     findings += guarded("canaries", lambda: _all_in(canaries, claimed, rng))
     findings += guarded("sampler", lambda: _sampled(canaries, claimed, effort.sampled_steps, rng))
@@ -133,8 +133,8 @@ def _all_in(canaries: CanaryPipeline, claimed: Claimed, rng: Csprng) -> list[Fin
     members = _coins(canaries.rows, rng)
     trace = canaries.run(_planted(members), 1, False, rng)
     game = _game(canaries, trace, members)
-    epsilon = gaussian_epsilon(claimed.mu, float(claimed.delta))
-    told = f"ε = {epsilon:.2f} of one step at q = 1, δ = {claimed.delta:f}"
+    epsilon = f"{gaussian_epsilon(claimed.mu, float(claimed.delta)):.2f}"
+    told = epsilon, f"one step at q = 1, δ = {claimed.delta:f}"
     return [
         check_guesses("one step at q = 1", game, gaussian_wrong(claimed.mu), told, float(claimed.delta)),
         check_gaussian("one step at q = 1", game, claimed.mu),
@@ -148,7 +148,7 @@ def _sampled(canaries: CanaryPipeline, claimed: Claimed, steps: int, rng: Csprng
     findings = check_sampler(_included(canaries, trace)[:, members], *claimed.sampling)
     epsilons, deltas, spent = claimed_curve(claimed, steps)
     game, wrong = _game(canaries, trace, members), curve_wrong(epsilons, deltas)
-    told = f"ε = {spent} of {steps} steps at q = {Fraction(*claimed.sampling)}"
+    told = spent, f"{steps} steps at q = {Fraction(*claimed.sampling)}, δ = {claimed.delta:f}"
     return [*findings, check_guesses(f"{steps} steps at the real q", game, wrong, told, float(claimed.delta))]
 
 

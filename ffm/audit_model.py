@@ -153,7 +153,7 @@ def check_membership(planted: Planted, claimed: Claimed, steps: int, rng: Csprng
             for p, value in zip((p for p in planted.model.parameters() if p.requires_grad), start, strict=True):
                 p.copy_(value)
     epsilons, deltas, spent = claimed_curve(claimed, steps)
-    told = f"ε = {spent} of {steps} steps"
+    told = spent, f"{steps} steps, δ = {claimed.delta:f}"
     found = check_guesses("", Game(scores, members), curve_wrong(epsilons, deltas), told, float(claimed.delta))
     return replace(
         found,
