@@ -113,7 +113,7 @@ def lower_mu(guesses: tuple[int, int], canaries: int, level: float = CONFIDENCE)
 
 
 def check_guesses(name: str, game: Game, wrong: WrongAtLeast, claim: tuple[str, str], delta: float) -> Finding:
-    """The f-DP one-run test of a claim (ε, of what), with the bound that the best guesser proves and the most it could."""
+    """The f-DP one-run test of a claim (ε, of what): what the best guesser proves, and the most that it could."""
     canaries, (epsilon, subject) = len(game.scores), claim
     tries = [game.guesses(canaries // part) for part in GUESSED]
     level = CONFIDENCE / len(tries)
