@@ -78,7 +78,7 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
     say("the base model, its loop and its training process")
     findings += guarded("model", lambda: _model(subject, claimed, rng))
     say("ledger, budget and accountant")
-    findings += guarded("ledger", lambda: _books(subject))
+    findings += guarded("books", lambda: _books(subject))
     findings += check_encoding(manifest.secagg_params(), rng.take)
     say("negative controls")
     findings += controls(canaries, claimed, rng)
@@ -142,7 +142,8 @@ def claim_of_books(manifest: Manifest) -> Claim:
 def _books(subject: Subject) -> list[Finding]:
     claim = claim_of_books(subject.manifest)
     with TemporaryDirectory() as folder:
-        findings = [*check_accountant(claim), *check_ledger(claim, Path(folder))]
+        findings = guarded("accountant", lambda: check_accountant(claim))
+        findings += guarded("ledger", lambda: check_ledger(claim, Path(folder)))
     if subject.data:
         labels = subject.manifest.training.labels
         silos = {str(path): [repr(record).encode() for record in read_records(path, labels)] for path in subject.data}
