@@ -42,6 +42,7 @@ from secagg import __version__
 from secagg.errors import SecAggError
 
 _PACKAGES = ("torch", "opacus", "peft", "transformers", "numpy")
+_SITES = ("*/client.toml", "sites/*/client.toml", "consortium/sites/*/client.toml")  # several sites at once
 _MEMBERSHIP_STEPS = 60  # of the black-box row, at most
 
 
@@ -177,7 +178,8 @@ def open_subject(target: str, data: Sequence[Path], model: str) -> Iterator[Subj
 
 def _sites(path: Path, data: Sequence[Path]) -> Subject:
     alone = any((path / name).exists() for name in ("client.toml", "server.toml"))
-    folders = [path] if alone else sorted(p.parent for p in path.glob("**/client.toml"))
+    below = [file for pattern in _SITES for file in path.glob(pattern)]
+    folders = [path] if alone else sorted(file.parent for file in below)
     if not folders:
         raise _no_subject(str(path))
     sites: list[Site] = [load_site(folder) for folder in folders]

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -359,3 +360,38 @@ def test_code_that_stops_is_a_violation() -> None:
     [found] = guarded("noise", explode)
     assert not found.passed and "content" not in found.found
     assert zero_input(PIPELINE, MECHANISM, 10_000, rng())
+
+
+# ---- the command ----
+
+
+@pytest.mark.slow
+def test_the_example_passes_and_a_person_in_two_files_does_not(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ffm.cli.app import app
+    from ffm.data import Record, write_records
+    from tests.planted_faults import hospital
+
+    out = tmp_path / "audit.json"
+    passed = CliRunner().invoke(app, ["audit", "hospital", "--noise", "1", "--format", "json", "--out", str(out)])
+    assert passed.exit_code == 0, passed.stderr
+    value = json.loads(out.read_text())
+    assert json.loads(passed.stdout.splitlines()[-1]) == value and value["passed"]
+    assert sum(check["name"].startswith("control: ") for check in value["checks"]) == 7
+    names = [check["name"] for check in value["checks"]]
+    for part in ("planted: ", "noise: ", "sampler: ", "canaries: ", "model", "membership", "ledger", "leakage"):
+        assert any(name.startswith(part) for name in names), part
+
+    document, data = tmp_path / "manifest.json", [tmp_path / "a.csv", tmp_path / "b.csv"]
+    document.write_bytes(hospital().to_bytes())
+    for path in data:
+        write_records(path, [Record(f"a text of {path.name}", "heart"), Record("the same person", "lung")])
+    failed = CliRunner().invoke(
+        app, ["audit", str(document), "--noise", "1", "--data", str(data[0]), "--data", str(data[1])]
+    )
+    assert failed.exit_code == 70
+    lines = failed.stderr.splitlines()[-3:]
+    assert lines[0].startswith("error E701 the audit found 1 violation") and "records: nobody" in lines[0]
+    assert lines[2].startswith("  do ")
+    assert "VIOLATED" in failed.stdout

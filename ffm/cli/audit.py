@@ -44,7 +44,9 @@ def run_audit(
 
 def _table(result: AuditResult) -> Table:
     title = f"audit of {result.subject['subject']}: {'passed' if result.passed else 'VIOLATED'}"
-    table = Table("check", "found", "bound", "verdict", "sees", "is blind to", title=title, show_lines=True)
-    for finding in result.findings:
-        table.add_row(finding.name, finding.found, finding.bound, finding.verdict, finding.sees, finding.blind)
+    table = Table("check", "verdict", "found, bound", "sees, is blind to", title=title, show_lines=True)
+    for f in result.findings:
+        table.add_row(
+            f.name, f.verdict, f"{f.found}\n\\[{f.bound}]", f"sees {f.sees}\nblind to {f.blind}"
+        )  # a bracket that opens no style
     return table
