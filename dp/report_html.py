@@ -3,6 +3,7 @@
 Every text passes Jinja's autoescape; the plots are our own SVG. An ε never stands without its δ, unit and adjacency.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from importlib.resources import files
@@ -18,6 +19,9 @@ from dp.report_svg import COLOURS, Bar, Caption, Dot, Point, bar_plot, dot_plot,
 
 _DIGESTS = ("ctx", "root_u2", "hash_u3", "release_seq", "release_head", "aggregate_digest", "model_digest")
 _PLOTTED = ("federated-dp", "federated-no-dp", "alone-dp", "centralised-dp", "logistic-regression", "majority")
+_NUMBERED = frozenset({"client_id", "test_client_id", "round", "attempt", "seq", "seed", "release_seq", "value"})
+_NUMBER = re.compile(r"-?[0-9]{1,16}(\.[0-9]+)?")  # shorter than any digest
+_LINE = 90
 _MOST_HOSPITALS = 40  # beyond, a plot says less than its table
 
 Groups = Mapping[str, Any]
@@ -32,6 +36,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     environment.filters["ordered"] = ordered
     environment.filters["label"] = lambda key: label(str(key), qualifier)
     environment.filters["numeric"] = _numeric
+    environment.filters["brief"] = _brief
     template = environment.from_string(files("dp").joinpath("templates/report.html.j2").read_text("utf-8"))
     return template.render(
         schema=report["schema"],
@@ -48,7 +53,7 @@ def render_html(report: Mapping[str, Any]) -> str:
             "utility": _utility_plot(groups["utility"]),
         },
         digests=("round", "attempt", *_DIGESTS),
-        counts=[key for key in ordered(_example(groups)) if key not in _DIGESTS],
+        counts=[key for key in ordered(_example(groups)) if key not in (*_DIGESTS, "dropped", "reported_faults")],
     )
 
 
@@ -56,11 +61,19 @@ def _example(groups: Groups) -> Iterable[str]:
     return next(iter(groups["secure_aggregation"]["rounds"]), {})
 
 
-def _numeric(value: Any) -> bool:
-    """Whether a cell is set in figures, at the right."""
-    if isinstance(value, bool):
+def _numeric(value: Any, key: str) -> bool:
+    """Whether a cell is set in figures, at the right; names of things are not, even if they are numbers."""
+    if isinstance(value, bool) or key in _NUMBERED:
         return False
-    return isinstance(value, int) or (isinstance(value, str) and value.replace(".", "", 1).lstrip("-").isdigit())
+    return isinstance(value, int) or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
+
+
+def _brief(value: Any) -> bool:
+    """What fits into one line of a table: one value, or a few short ones."""
+    if isinstance(value, list):
+        whole = all(isinstance(item, str | int) for item in value)
+        return whole and sum(len(str(item)) + 2 for item in value) <= _LINE
+    return not isinstance(value, Mapping)
 
 
 def _trust_plot(groups: Groups, qualifier: str) -> Markup:
@@ -84,7 +97,7 @@ def _trust_plot(groups: Groups, qualifier: str) -> Markup:
     return bar_plot(
         bars,
         Caption("trust-plot", "ε per adversary", description),
-        f"ε {qualifier}; the stroke is the budget; grey: outside the threat model",
+        "stroke: the budget; grey: outside the claim",
     )
 
 

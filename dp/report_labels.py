@@ -1,7 +1,9 @@
 """Words for the keys of a report, shared by the page and the Markdown: an ε never stands without its δ and unit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from dp.report_schema_groups import GROUPS
 
 LABELS = {
     "epsilon": "ε",
@@ -27,13 +29,18 @@ LABELS = {
     "federated_dp_against": "the federation against each comparator",
     "name": "name",
     "torch_generator": "torch's generator",
-    "epsilon_budget": "budget",
+    "evaluation_covered": "ε covers the evaluation, or it touches nobody of the unit",
+    "tuning_cost": "cost of other tasks, runs and tuning",
+    "num_clients": "clients invited",
+    "max_corrupt": "clients that an adversary may control",
+    "min_cohort": "smallest sum that is released",
+    "max_dropouts": "dropouts survived",
+    "max_records": "upper bound on all records",
+    "vector_length": "trained values",
+    "seq": "row",
+    "sees": "shows",
+    "blind": "does not show",
 }
-# Canonical JSON sorts keys by name; people want to know first what a row is about.
-_FIRST = (
-    *("round", "attempt", "client_id", "name", "role", "framework", "reference", "topic", "adversary", "against"),
-    *("quantity", "method", "meaning", "task", "status", "seq", "key", "asks", "passed", "found", "bound", "epsilon"),
-)
 _HIDDEN = ("number", "id", "title")
 EPSILONS = frozenset(
     {
@@ -43,10 +50,27 @@ EPSILONS = frozenset(
 )
 
 
+def _orders(value: Any) -> Iterator[tuple[frozenset[str], list[str]]]:
+    """The keys of every object of the schema, in the order in which they were written down."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("properties"), Mapping):
+            keys = [key for key in value["properties"] if key not in _HIDDEN]
+            yield frozenset(keys), keys
+        for item in value.values():
+            yield from _orders(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _orders(item)
+
+
+# Canonical JSON sorts keys by name; people read them in the order of the schema.
+_ORDERS = dict(_orders([{"properties": fields} for _, fields in GROUPS.values()]))
+
+
 def ordered(keys: Iterable[str]) -> list[str]:
-    """Keys as people read them: what a row is about first; housekeeping keys left out."""
+    """Keys as people read them; housekeeping keys left out."""
     wanted = [key for key in keys if key not in _HIDDEN]
-    return sorted(wanted, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+    return _ORDERS.get(frozenset(wanted)) or sorted(wanted)
 
 
 def label(key: str, qualifier: str) -> str:
