@@ -84,15 +84,13 @@ def diff_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
 
 def _guarantee(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     claims = [f"ε {'' if h['epsilon'].startswith('>') else '= '}{h['epsilon']} {h['qualifier']}" for h in (a, b)]
+    if claims[0] == claims[1]:
+        return f"guarantee: {claims[0]} in both"
+    told = f"guarantee: {claims[0]}, then {claims[1]}"
     if a["qualifier"] != b["qualifier"]:
-        return f"guarantee: {claims[0]}, then {claims[1]}: not comparable by ε alone"
+        return f"{told}: not comparable by ε alone"
     change = _difference(a["epsilon"], b["epsilon"])
-    if not change:
-        return (
-            f"guarantee: {claims[0]} in both" if claims[0] == claims[1] else f"guarantee: {claims[0]}, then {claims[1]}"
-        )
-    verdict = "weaker" if Decimal(change) > 0 else "stronger"
-    return f"guarantee: {claims[0]}, then {claims[1]}: {verdict} by {change.lstrip('+-')}"
+    return f"{told}: {'weaker' if change.startswith('+') else 'stronger'} by {change[1:]}" if change else told
 
 
 def _moved(what: str, before: Any, after: Any) -> list[str]:
