@@ -10,7 +10,7 @@ from typing import Any
 from dp import accountant
 from dp.accountant import ABOVE_CEILING, Accounting
 from dp.errors import UnsupportedMechanismError
-from dp.events import SampledGaussian, step_event
+from dp.events import SampledGaussian, event_tree
 from dp.ledger import CHARGE, Charge
 from dp.report_trust import WHOLE, Adversary, adversaries, remaining
 
@@ -99,12 +99,12 @@ class Derived:
 
 def planned_event(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The event tree that one attempt under this manifest must be charged as."""
-    p = manifest["privacy"]
-    return step_event(
-        manifest["training"]["local_steps"],
-        (p["sampling_numerator"], p["sampling_denominator"]),
-        p["noise_steps"],
-        p["clip_steps"],
+    p, aggregation = manifest["privacy"], manifest["aggregation"]
+    probability = Fraction(p["sampling_numerator"], p["sampling_denominator"])
+    shares = aggregation["min_cohort"] - aggregation["max_corrupt"] if p["protocol"] == "R2" else 1
+    steps = manifest["training"]["local_steps"]
+    return event_tree(
+        SampledGaussian(steps, probability, p["noise_steps"], p["clip_steps"], shares, p["records_per_person"])
     )
 
 

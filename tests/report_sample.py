@@ -40,6 +40,7 @@ def manifest() -> dict[str, Any]:
             "rounds": 4,
             "local_steps": 10,
             "expected_batch": 256,
+            "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {
             "protocol": "R1",
