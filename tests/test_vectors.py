@@ -382,9 +382,8 @@ def test_he(vector: dict[str, Any]) -> None:
         case "he_params":
             n = g["clients"]
             t, q, p = (int(gives[name]) for name in "tqp")
-            assert t == next(
-                x for x in range(2 * n * (2**bits - 1) // 8192 * 8192 + 1, 2**62, 8192) if prime(x, n, bits)
-            )
+            most = 2 * n * (2**bits - 1)
+            assert t == next(x for x in range(most // 8192 * 8192 + 1, 2**62, 8192) if x > most and isprime(x))
             width = next(b for b in range(36, 55) if 4 * t * he_noise(n) < top_primes(b)[1])
             assert top_primes(width) == (p, q) and gives["bits"] == width
             assert gives["words_per_block"] == degree // per_word
@@ -432,10 +431,6 @@ def he_content(frame: bytes) -> bytes:
         at += size if kind == 0 else 1
     assert at == len(frame) and len(out) == int.from_bytes(frame[5:13], "little")
     return out
-
-
-def prime(x: int, n: int, bits: int) -> bool:
-    return x > 2 * n * (2**bits - 1) and isprime(x)
 
 
 @cache
