@@ -10,7 +10,10 @@ under a public key; the decryptor reads each ciphertext through the guard, adds,
 
 import argparse
 import asyncio
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +67,19 @@ class Clock:
         return self._last - before
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The library writes to standard output, below Python, that a long vector cannot be multiplied by a matrix."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def update(length: int) -> NDArray[np.float32]:
     """Uniform in the range of 14-bit values."""
     raw = np.frombuffer(Csprng.from_os().take(4 * length), dtype="<i4")
@@ -96,12 +112,14 @@ async def compare(length: int, clients: int) -> dict[str, Side]:
             packed = encode(x, encoding)
             blocks = list(encryptor.encrypt(packed))
             ours.encrypt.append(clock.lap())
-            sent = tenseal.ckks_vector(peer, x.tolist()).serialize()
+            with quiet():
+                sent = tenseal.ckks_vector(peer, x.tolist()).serialize()
             theirs.encrypt.append(clock.lap())
             for i, block in enumerate(blocks):
                 opening.add(client, i, block)
             ours.add.append(clock.lap())
-            loaded = tenseal.ckks_vector_from(peer, sent)
+            with quiet():
+                loaded = tenseal.ckks_vector_from(peer, sent)
             if peer_sum is None:
                 peer_sum = loaded
             else:

@@ -6,6 +6,7 @@ as numbers, by NumPy, and only the sum is given to the library. Its randomness i
 operating system); it takes no generator as an argument.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
@@ -40,9 +41,7 @@ class BfvEncryptor:
     def __init__(self, params: BfvParams, public_key: bytes) -> None:
         sealed = check_public_key(public_key, params)
         self._params = params
-        # A context of our own; its key pair is forgotten, the peer's checked key takes the place of the public one.
-        framed = with_public_key(_public_part(_new_context(params)), sealed)
-        self._context = tenseal.context_from(framed, n_threads=1)
+        self._context = tenseal.context_from(with_public_key(_template(params), sealed), n_threads=1)
 
     def encrypt(self, words: Words) -> Iterator[bytes]:
         """One ciphertext per block of words, in order; the last block is filled up with zeros.
@@ -166,6 +165,12 @@ def _new_context(params: BfvParams) -> tenseal.Context:
     sizes = [params.coefficient_bits] * 2
     kind = tenseal.SCHEME_TYPE.BFV
     return tenseal.context(kind, DEGREE, plain_modulus=params.plain_modulus, coeff_mod_bit_sizes=sizes, n_threads=1)
+
+
+@functools.lru_cache(maxsize=4)
+def _template(params: BfvParams) -> bytes:
+    """A context of our own, of which only the parameters count: a peer's checked key takes the place of its key."""
+    return _public_part(_new_context(params))
 
 
 def _public_part(context: tenseal.Context) -> bytes:
