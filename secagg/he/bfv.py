@@ -7,15 +7,11 @@ operating system); it takes no generator as an argument.
 """
 
 import functools
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import tenseal
+import tenseal
 
 from secagg.encoding import Words
 from secagg.errors import ParameterError
@@ -23,7 +19,7 @@ from secagg.he.context_frame import public_key_of, with_public_key
 from secagg.he.errors import OpeningError
 from secagg.he.guard import check_ciphertext, check_public_key, frame_ciphertext
 from secagg.he.limbs import recombine, split
-from secagg.he.scheme import DEGREE, LIBRARY, BfvParams
+from secagg.he.scheme import DEGREE, LIBRARY, MAX_BLOCKS, BfvParams
 
 
 def check_version(found: str) -> None:
@@ -72,12 +68,12 @@ class BfvOpening:
         clients: Whose vectors are summed: distinct, 2 to `params.clients` of them.
 
     Raises:
-        ParameterError: no words, or not that many clients.
+        ParameterError: no words, more than `MAX_BLOCKS` blocks, or another number of clients.
     """
 
     def __init__(self, params: BfvParams, words: int, clients: Sequence[int]) -> None:
-        if words < 1:
-            raise ParameterError("words of a vector", found=words, expected="at least 1")
+        if not 1 <= params.blocks_for(words) <= MAX_BLOCKS:
+            raise ParameterError("blocks of a vector", found=params.blocks_for(words), expected=f"1 to {MAX_BLOCKS}")
         if len(set(clients)) != len(clients) or not 2 <= len(clients) <= params.clients:
             raise ParameterError("clients of a sum", found=len(clients), expected=f"2 to {params.clients}, distinct")
         self._params = params
