@@ -93,6 +93,28 @@ def client(
         run_client(site, (data, device, threads, upload_limit), Output(format_))
 
 
+@app.command()
+def audit(
+    subject: Annotated[
+        str,
+        typer.Argument(help="a site's folder, a demo's run folder, a manifest.json, or hospital", metavar="SUBJECT"),
+    ],
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="a site's records, in place of those in its folder; repeatable")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="of an example: bert-tiny or minilm")] = "bert-tiny",
+    out: Annotated[Path | None, typer.Option("--out", help="write the result here, for group 11 of the report")] = None,
+    millions: Annotated[int, typer.Option("--noise", help="millions of noise draws to look at", min=1)] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="pins the planted runs", min=0)] = 0,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Run the training pipeline as configured on planted records; exit status 70 if a privacy claim does not hold."""
+    with reported(format_):
+        from ffm.cli.audit import run_audit
+
+        run_audit(subject, data or [], model, (out, millions, seed), Output(format_))
+
+
 @report_app.command("verify")
 def report_verify(
     report: Annotated[Path, typer.Argument(help="report.json", metavar="REPORT")],
