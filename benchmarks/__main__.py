@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, into one folder: what `make bench` runs.
 
-    python -m benchmarks [--out benchmarks/results] [--only masking,peers,round,scale] [--quick]
+    python -m benchmarks [--out benchmarks/results] [--only masking,peers,round,scale,he] [--quick]
 
 Each runs in a process of its own and writes NAME.json and NAME.md; figures follow. A bar that is missed is printed and
 changes the exit status to 1; a benchmark that fails changes it to 2. `--quick` takes small sizes: everything runs, and
@@ -22,6 +22,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "peers": ("--clients", "5", "--length", "3000", "--repetitions", "1"),
     "round": ("--length", "30000", "--repetitions", "1"),
     "scale": ("--clients", "5,20", "--lengths", "1000,10000"),
+    "he": ("--clients", "3", "--length", "13000"),
 }
 
 

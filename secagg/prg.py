@@ -3,14 +3,17 @@
 Word w of a stream is bytes [8w, 8w+8) of the keystream; block b is AES(key, b as 128-bit big-endian). A chunk that
 starts at a multiple of 16 bytes can be expanded on its own.
 
-From block 2 on, a stream that starts at word 0 is read off AES-256-GCM: with a nonce of 12 zero bytes GCM enciphers
+From block 2 on, a stream that starts at word 0 can be read off AES-256-GCM: with a nonce of 12 zero bytes GCM enciphers
 its first block with AES(key, 2), its second with AES(key, 3), and so on (SP 800-38D, 6.5 and 7.1), so what it makes of
-zeros are the bytes of CTR. OpenSSL computes GCM with vector instructions and CTR without: more than twice the speed on
-current processors, about the same on older ones. The tag is never computed; nothing here is authenticated.
+zeros are the bytes of CTR. Where the processor has the wide AES instructions (AVX-512) OpenSSL computes GCM with them
+and CTR without, which is more than twice the speed; elsewhere GCM is less than half as fast. Only a clock can tell, and
+this module has none: `choose_faster` takes one. The tag is never computed; nothing here is authenticated.
 """
 
+from collections.abc import Callable
+
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import AEADEncryptionContext, Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB, GCM
 from numpy.typing import NDArray
@@ -21,14 +24,46 @@ from secagg.types import Secret
 BLOCK_BYTES = 16
 SEED_BYTES = 32
 
+_TRIAL_BYTES = 1 << 17
+_TRIALS = 5
 _GCM_NONCE = bytes(12)
 _FIRST_BLOCKS = (0).to_bytes(BLOCK_BYTES, "big") + (1).to_bytes(BLOCK_BYTES, "big")  # the counters that GCM leaves out
+
+
+def _ctr(key: AES256, block: int) -> AEADEncryptionContext | CipherContext:
+    return Cipher(key, CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+
+
+def _gcm(key: AES256) -> AEADEncryptionContext | CipherContext:
+    return Cipher(key, GCM(_GCM_NONCE)).encryptor()
+
+
+class _Way:
+    """How streams of this process are made: speed, never bytes."""
+
+    from_gcm = False
+
+
+def choose_faster(clock: Callable[[], float]) -> None:
+    """Time CTR against GCM, about a millisecond, and make the streams of this process by the faster.
+
+    Args:
+        clock: Seconds, as `time.perf_counter`.
+    """
+    zeros, out, key = bytes(_TRIAL_BYTES), bytearray(_TRIAL_BYTES), AES256(bytes(SEED_BYTES))
+    best = [float("inf"), float("inf")]
+    for _ in range(_TRIALS):
+        for i, encryptor in enumerate((_ctr(key, 0), _gcm(key))):
+            began = clock()
+            encryptor.update_into(zeros, out)
+            best[i] = min(best[i], clock() - began)
+    _Way.from_gcm = best[1] < best[0]
 
 
 class Stream:
     """Sequential reader of one seed's keystream. One stream per use; its repr is bare.
 
-    A stream that starts at word 0 ends after 64 GiB: there the cipher raises ValueError.
+    A stream that is read off GCM ends after 64 GiB: there the cipher raises ValueError.
     """
 
     __slots__ = ("_encryptor", "_head")
@@ -41,11 +76,11 @@ class Stream:
             raise ParameterError("a stream starts on a block boundary", found=first_word, expected="an even word")
         key = AES256(seed.view)
         self._head = b""
-        if block:
-            self._encryptor = Cipher(key, CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+        if block or not _Way.from_gcm:
+            self._encryptor = _ctr(key, block)
         else:
             self._head = Cipher(key, ECB()).encryptor().update(_FIRST_BLOCKS)  # noqa: S305 - two blocks, once per key
-            self._encryptor = Cipher(key, GCM(_GCM_NONCE)).encryptor()
+            self._encryptor = _gcm(key)
 
     def into(self, out: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> None:
         """Write the next ``len(out)`` words. `zeros` is a zero buffer of at least that length (never written)."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from secagg.encoding import Words
-from secagg.he.errors import CiphertextError, OpeningError
+from secagg.he.errors import CiphertextError, DisagreementError, OpeningError
 from secagg.he.scheme import BfvParams
 
 TAG = 16
@@ -31,18 +31,19 @@ class InsecureEncryptor:
 class InsecureSum:
     """A key and a running sum, synchronous."""
 
-    def __init__(self, params: BfvParams, words: int) -> None:
+    def __init__(self, params: BfvParams, words: int, clients: Sequence[int]) -> None:
         self.public_key = os.urandom(TAG)
         self._params, self._words = params, words
         self._total = np.zeros(words, dtype="<u8")
+        self._made_for = set(clients)
         self._next: dict[int, int] | None = None
         self._strange = False
         self.closed = False
 
     def expect(self, clients: Sequence[int]) -> None:
         """The sum is over exactly these."""
-        if self._next is not None:
-            raise OpeningError("the set was fixed before")
+        if self._next is not None or not set(clients) <= self._made_for:
+            raise OpeningError("the set was fixed before, or has strangers in it")
         self._next = dict.fromkeys(clients, 0)
 
     def add(self, client: int, block: int, ciphertext: bytes) -> None:
@@ -63,7 +64,7 @@ class InsecureSum:
             raise OpeningError("ciphertexts are missing, or a second opening")
         self.closed = True
         if self._strange:
-            raise OpeningError("the opened value is no sum of limbs")
+            raise DisagreementError("the opened value is no sum of limbs")
         return self._total.copy()
 
     def close(self) -> None:
@@ -78,6 +79,6 @@ class InsecureScheme:
         """Raises CiphertextError."""
         return InsecureEncryptor(params, public_key)
 
-    def opening(self, params: BfvParams, words: int) -> InsecureSum:
+    def opening(self, params: BfvParams, words: int, clients: Sequence[int]) -> InsecureSum:
         """A fresh one."""
-        return InsecureSum(params, words)
+        return InsecureSum(params, words, clients)

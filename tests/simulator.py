@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from insecure_scheme import InsecureScheme, InsecureSum
+from insecure_scheme import InsecureScheme
 
 from protocol.client import ClientMemory, ClientSession, ClientSetup
 from protocol.decryptor import DecryptorMemory, DecryptorSession, DecryptorSetup
@@ -39,7 +39,7 @@ from protocol.roster import Member, Peer, Roster
 from protocol.server import ServerSession
 from secagg.encoding import Values
 from secagg.errors import SecAggError
-from secagg.he.scheme import AdditiveScheme
+from secagg.he.scheme import LIBRARY, AdditiveScheme, Opening
 from secagg.labels import OPENED_SUM
 from secagg.masking import InputDigest, add_masks, chunks
 from secagg.signing import SigningKey
@@ -63,7 +63,7 @@ def insecure_rng(seed: object) -> Rng:
 
 def encrypted(assurance: str = "dual", limb_bits: int = 22) -> dict[str, object]:
     """Changes to `make_manifest` for the second lock."""
-    encryption = {"scheme": "bfv", "limb_bits": limb_bits, "library": "tenseal 0.3.18"}
+    encryption = {"scheme": "bfv", "limb_bits": limb_bits, "library": LIBRARY}
     return {"aggregation__assurance": assurance, "aggregation__encryption": encryption}
 
 
@@ -240,7 +240,7 @@ class Simulation:
         self.outcome: Released | Abort | None = None
         self.decryptor: DecryptorSession | None = None
         self.decryptor_error: RemoteProtocolError | None = None
-        self.sum: InsecureSum | None = None
+        self.sum: Opening | None = None
         self.ciphertexts: dict[ClientId, UploadCiphertext] = {}
 
     def run(self) -> Released | Abort:
@@ -305,7 +305,7 @@ class Simulation:
             if isinstance(message, Announcement):
                 self.decryptor = DecryptorSession(f.decryptor_setup, message, self.decryptor_memory)
                 params = f.manifest.secagg_params()
-                self.sum = f.scheme.opening(params.bfv, params.total_words)  # type: ignore[assignment, call-arg]
+                self.sum = f.scheme.opening(params.bfv, params.total_words, message.cohort)
                 assert self.sum is not None
                 self._apply_decryptor(self.decryptor.start(self.sum.public_key))
             elif self.decryptor is not None:

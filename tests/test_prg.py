@@ -1,5 +1,7 @@
 """AES-256-CTR as mask generator: NIST SP 800-38A vectors through our stream, offsets, another implementation."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -8,11 +10,29 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secagg import prg
 from secagg.errors import ParameterError
 from secagg.prg import Stream
 from secagg.types import Secret
 
 SEED = Secret(bytes(range(32)))
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["by CTR", "off GCM"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test here holds for both ways to the same bytes."""
+    chosen, prg._Way.from_gcm = prg._Way.from_gcm, request.param
+    yield
+    prg._Way.from_gcm = chosen
+
+
+@pytest.mark.parametrize("gcm_is_faster", [False, True])
+def test_the_clock_chooses(gcm_is_faster: bool) -> None:
+    """Five trials of (CTR, GCM), two readings each; the slow one takes twice as long."""
+    seconds = (2.0, 1.0) if gcm_is_faster else (1.0, 2.0)
+    readings = iter([at for _ in range(5) for one in seconds for at in (0.0, one)])
+    prg.choose_faster(lambda: next(readings))
+    assert prg._Way.from_gcm is gcm_is_faster and next(readings, None) is None
 
 
 def test_nist_sp_800_38a_f_5_5() -> None:

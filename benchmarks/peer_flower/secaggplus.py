@@ -10,7 +10,8 @@ average equal copies of it, which is no part of unmasking).
 Each masked-vector step of a client waits for a line on stdin, and so does the server's unmasking: whoever compares runs
 both sides in turn. Every answer is one line of JSON on stdout:
 
-    {"at": "client", "seconds": ...}                    one per client that is not dropped
+    {"at": "client", "seconds": ..., "masking": ...}    one per client that is not dropped; masking is the part that
+                                                        makes the masks and adds them
     {"at": "server", "add": ..., "unmask": ..., "secrets": ...}   seconds, without the time that clients take; secrets
                                                                   is the part of unmask that does not grow with length
     {"at": "end", "error": ..., "bytes": {stage: [to the client, from the client]}, "versions": {...}}
@@ -102,11 +103,12 @@ class MemoryGrid(Grid):
         timed = stage == Stage.COLLECT_MASKED_VECTORS
         if timed:
             wait()
+        masking.seconds = 0.0
         began = time.perf_counter()
         answer = secaggplus_mod(arrived, node.context, node.app)
         seconds = time.perf_counter() - began
         if timed:
-            say(at="client", seconds=seconds)
+            say(at="client", seconds=seconds, masking=masking.seconds)
         returned, up = through_wire(answer)
         sizes = self.bytes.setdefault(stage, [0, 0])
         sizes[0] += down
@@ -152,16 +154,16 @@ class TakeAggregate(FedAvg):
         return results[0][1].parameters, {}
 
 
-class SecretsClock:
-    """Runs a function of Flower's and counts its time."""
+class Clock:
+    """Runs functions of Flower's and counts their time."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def around(self, function: Callable[..., bytes]) -> Callable[..., bytes]:
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function under the clock."""
 
-        def timed(*arguments: Any) -> bytes:
+        def timed(*arguments: Any) -> Any:
             began = time.perf_counter()
             result = function(*arguments)
             self.seconds += time.perf_counter() - began
@@ -170,7 +172,10 @@ class SecretsClock:
         return timed
 
 
-secrets = SecretsClock()
+masking, secrets = Clock(), Clock()
+mod_module = sys.modules[secaggplus_mod.__module__]
+for name in ("pseudo_rand_gen", "parameters_addition", "parameters_subtraction", "parameters_mod"):
+    setattr(mod_module, name, masking.around(getattr(mod_module, name)))
 workflow_module.combine_shares = secrets.around(workflow_module.combine_shares)
 workflow_module.generate_shared_key = secrets.around(workflow_module.generate_shared_key)
 

@@ -40,6 +40,7 @@ from protocol.rpc.frames import (
 from protocol.rpc.limits import Patience
 from protocol.rpc.pki import TlsIdentity
 from protocol.rpc.status import is_transient, transport_error
+from secagg.prg import choose_faster
 from secagg.types import ClientId
 
 Chunks = Callable[[int], Iterable[bytes]]  # from this index on; replayable: an upload that broke off goes on
@@ -77,6 +78,7 @@ class AggregationClient:
         patience: Patience | None = None,
     ) -> None:
         self.target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        choose_faster(time.perf_counter)
         self._patience = patience or Patience()
         self._on_waiting = on_waiting
         self._token = os.urandom(TOKEN_BYTES)  # a restarted process is another one: it has no secrets of the old one

@@ -22,7 +22,7 @@ from protocol.rpc.frames import Receipt, Status
 from protocol.rpc.journal import DecryptorJournal
 from secagg.encoding import Words
 from secagg.errors import SecAggError
-from secagg.he.scheme import BfvParams
+from secagg.he.pipe import Begin
 from secagg.masking import chunks
 from secagg.types import ClientId
 
@@ -49,7 +49,7 @@ class SumInProgress(Protocol):
         """Forget the key."""
 
 
-KeyMaker = Callable[[BfvParams, int], Awaitable[SumInProgress]]  # parameters, words of a vector
+KeyMaker = Callable[[Begin], Awaitable[SumInProgress]]  # `HeProcess.spawn`
 
 
 class DecryptorRun:
@@ -135,7 +135,7 @@ class DecryptorRun:
     async def _join(self, message: Announcement) -> None:
         session = DecryptorSession(self._setup, message, self._journal.memory)
         params = self._setup.params
-        made = self._sum = await self._make_key(params.bfv, params.total_words)
+        made = self._sum = await self._make_key(Begin(params.bfv, params.total_words, message.cohort))
         self._session = session
         self.on_event({"event": "key", "round": message.round, "attempt": message.attempt})
         await self._apply(session, session.start(made.public_key))

@@ -1,8 +1,9 @@
 """Strict reading of a peer's ciphertexts and public keys, before the native library sees anything. RELIABILITY.md 1.
 
 The library aborts the process or reads out of bounds on malformed input. So its formats are read here by hand and
-compared with the one shape that `BfvParams` allow, and what is handed on is not the peer's bytes but their checked
-content in a fresh, uncompressed frame: no decompressor and no parser of the library meets anything that a peer framed.
+compared with the one shape that `BfvParams` allow, and what is handed on is not the peer's bytes: of a ciphertext the
+coefficients, as numbers below q, of a public key its checked content in a fresh, uncompressed frame. No decompressor
+and no parser of the library meets anything that a peer framed. SPEC 3.8.
 
 A ciphertext is ``0a 02 80 20`` (protobuf: sizes = [4096]), ``12 <length>`` and one sealed object. A public key is one
 sealed object. A sealed object is a 16-byte header, then one Zstandard frame of: parameter id (32 bytes), NTT flag,
@@ -15,9 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from secagg.he.errors import CiphertextError
 from secagg.he.scheme import DEGREE, BfvParams
+
+Coefficients = NDArray[np.uint64]
 
 _POLYNOMIALS = 2
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, total size
@@ -57,14 +61,14 @@ def public_key_shape(params: BfvParams) -> Shape:
     return _shape(params.key_id, 1, (params.modulus, params.special_modulus))
 
 
-def check_ciphertext(data: bytes, params: BfvParams) -> bytes:
-    """One ciphertext of a peer, in the library's framing, checked and framed anew.
+def check_ciphertext(data: bytes, params: BfvParams) -> Coefficients:
+    """The coefficients of one ciphertext of a peer, all below q: uint64, shape (2, DEGREE), read-only.
 
     Raises:
-        CiphertextError: for anything but 4096 limbs in one well-formed, non-transparent ciphertext of `params`.
+        CiphertextError: for anything but `DEGREE` limbs in one well-formed, non-transparent ciphertext of `params`.
     """
-    sealed = _check_sealed(unframe(data), ciphertext_shape(params))
-    return frame(sealed)
+    _, polynomials = _check_sealed(unframe(data, max_ciphertext_bytes(params)), ciphertext_shape(params))
+    return polynomials[:, 0]
 
 
 def check_public_key(data: bytes, params: BfvParams) -> bytes:
@@ -73,7 +77,12 @@ def check_public_key(data: bytes, params: BfvParams) -> bytes:
     Raises:
         CiphertextError: for anything but a well-formed public key of `params`.
     """
-    return _check_sealed(data, public_key_shape(params))
+    return seal_raw(_check_sealed(data, public_key_shape(params))[0])
+
+
+def frame_ciphertext(coefficients: Coefficients, params: BfvParams) -> bytes:
+    """One ciphertext as the library reads it, from coefficients below q that we computed: not from a peer's bytes."""
+    return frame(seal_raw(ciphertext_shape(params).leading + coefficients.astype("<u8").tobytes()))
 
 
 def max_ciphertext_bytes(params: BfvParams) -> int:
@@ -83,11 +92,13 @@ def max_ciphertext_bytes(params: BfvParams) -> int:
 
 def frame(sealed: bytes) -> bytes:
     """Protobuf framing of one sealed ciphertext with 4096 slots."""
-    return _SIZES + bytes([_CIPHERTEXTS]) + _varint(len(sealed)) + sealed
+    return _SIZES + bytes([_CIPHERTEXTS]) + varint(len(sealed)) + sealed
 
 
-def unframe(data: bytes) -> bytes:
+def unframe(data: bytes, limit: int) -> bytes:
     """The sealed ciphertext inside the framing; nothing before, between or after. Raises CiphertextError."""
+    if len(data) > limit:
+        raise CiphertextError("bytes of a ciphertext", found=len(data), expected=f"at most {limit}")
     if data[: len(_SIZES)] != _SIZES:
         raise CiphertextError("sizes of a ciphertext", expected=f"[{DEGREE}]")
     position = len(_SIZES)
@@ -139,18 +150,18 @@ def seal_raw(content: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, _MAJOR, _MINOR, _RAW, 0, _HEADER.size + len(content)) + content
 
 
-def _check_sealed(sealed: bytes, shape: Shape) -> bytes:
+def _check_sealed(sealed: bytes, shape: Shape) -> tuple[bytes, Coefficients]:
     content = sealed_content(sealed, shape.size)
     if content[: len(shape.leading)] != shape.leading:
-        raise CiphertextError("leading fields", expected="those of the manifest's parameters")
+        raise CiphertextError("leading fields", expected="those of the agreed parameters")
     numbers = np.frombuffer(content, "<u8", offset=len(shape.leading))
     polynomials = numbers.reshape(_POLYNOMIALS, len(shape.moduli), DEGREE)
     if (polynomials >= np.array(shape.moduli, np.uint64)[None, :, None]).any():
         raise CiphertextError("a coefficient that is not below its modulus")
     # c1 = 0 is a plaintext in disguise; a zero residue of a key would make encryptions of the like
     if not polynomials[1].any(axis=1).all():
-        raise CiphertextError("a second polynomial of zeros")
-    return seal_raw(content)
+        raise CiphertextError("a second polynomial of zeros", expected="no transparent ciphertext")
+    return content, polynomials
 
 
 def _shape(parameter_id: bytes, ntt: int, moduli: tuple[int, ...]) -> Shape:
@@ -160,7 +171,8 @@ def _shape(parameter_id: bytes, ntt: int, moduli: tuple[int, ...]) -> Shape:
     return Shape(leading + inner + struct.pack("<Q", count), moduli)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Minimal."""
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from secagg.encoding import Words
 from secagg.errors import EncodingError
+from secagg.he.errors import DisagreementError
 from secagg.he.scheme import LIMBS_PER_WORD, BfvParams
 
 
@@ -35,14 +36,17 @@ def recombine(sums: NDArray[np.int64], params: BfvParams) -> Words:
         sums: 1-D, a multiple of ``limbs_per_word`` values, each congruent modulo t to a sum in [0, `largest_sum`].
 
     Raises:
-        EncodingError: another length, or a value that is no sum of `params.clients` limbs (a summand out of range, or
-            noise beyond its bound). Says nothing about the value.
+        EncodingError: another length.
+        DisagreementError: a value that is no sum of `params.clients` limbs. Says nothing about the value.
     """
     if sums.ndim != 1 or len(sums) % params.limbs_per_word:
         raise EncodingError("limbs", found=len(sums), expected=f"a multiple of {params.limbs_per_word}")
     reduced = np.mod(sums, params.plain_modulus)
     if len(reduced) and int(reduced.max()) > params.largest_sum:
-        raise EncodingError("the opened value is no sum of limbs", do="abort: a summand was not an honest encryption")
+        raise DisagreementError(
+            "the opened value is no sum of limbs",
+            do="abort: a summand was encrypted under another key, altered, or not an honest encryption",
+        )
     limbs = reduced.astype(np.uint64).reshape(-1, params.limbs_per_word)
     words = np.zeros(len(limbs), np.uint64)
     for i in range(params.limbs_per_word):

@@ -1,8 +1,10 @@
 """The interface of an additive scheme, and BFV parameters with proved headroom. SECAGG.md 6.
 
 A 64-bit word is cut into limbs; a block is one ciphertext and holds `DEGREE` limbs. Limbs add as integers, and the
-plaintext modulus t is above the largest sum, so no limb wraps. The noise of a sum of fresh ciphertexts stays below
-q / (2t) but for a probability of 2^-64 over a whole round; both are checked when parameters are constructed.
+plaintext modulus t is above **twice** the largest sum: no limb wraps, and a block that decrypts to noise (another key,
+a changed byte, too much noise) is noticed, because each of its limbs is out of range with probability one half. The
+noise of a sum of fresh ciphertexts stays below q / (2t) but for a probability of 2^-64 over a whole round. All of it
+is checked when parameters are constructed. SPEC 3.8.
 
 Everything that another implementation needs (moduli, parameter ids) is computed here, without any HE library.
 """
@@ -22,8 +24,11 @@ DEGREE = 4096
 """Ring dimension N, and limbs in a block. log2 of q times the key-switching prime stays below 109: 128-bit security
 (Homomorphic Encryption Standard 2018, ternary secret)."""
 
+LIBRARY = "tenseal 0.3.18"
+"""The one version whose formats the guard knows; part of what a manifest fixes."""
+
 LIMBS_PER_WORD = {16: 4, 22: 3, 32: 2}
-MAX_CLIENTS = {16: 65_537, 22: 1024, 32: 256}
+MAX_CLIENTS = {16: 65_537, 22: 1024, 32: 128}
 _COEFFICIENT_BITS = range(36, 55)
 _BLOCKS = 1 << 20  # blocks of one round that the bound on the noise covers
 _FAILURE_BITS = 64
@@ -35,11 +40,11 @@ class BfvParams:
     """Everything that follows from the number of clients and the width of a limb.
 
     Args:
-        clients: Largest number of summands, 2 to 65,537 (16-bit limbs), 1024 (22) or 256 (32).
+        clients: Largest number of summands, 2 to 65,537 (16-bit limbs), 1024 (22) or 128 (32).
         limb_bits: 16, 22 or 32: 4, 3 or 2 limbs per 64-bit word.
 
     Attributes:
-        plain_modulus: t, the smallest prime above `largest_sum` with t = 1 mod 2N.
+        plain_modulus: t, the smallest prime above twice `largest_sum` with t = 1 mod 2N.
         coefficient_bits: Bits of q; the smallest for which `noise_bound` has a spare bit below q / (2t).
         modulus: q, of ciphertexts.
         special_modulus: P; public keys live modulo q·P, ciphertexts modulo q.
@@ -66,7 +71,7 @@ class BfvParams:
                 expected=f"2 to {most}",
                 do="choose narrower limbs for more clients",
             )
-        t = _prime_above(self.largest_sum)
+        t = _prime_above(2 * self.largest_sum)
         for bits in _COEFFICIENT_BITS:
             q, special = _primes_below(bits)
             if has_headroom(q, t, self.clients):
@@ -107,6 +112,14 @@ class BfvParams:
         return _parameter_id((self.modulus, self.special_modulus), self.plain_modulus)
 
 
+def widest_limbs(clients: int) -> int:
+    """Bits of the widest limbs, and so the fewest bytes, that `clients` summands allow. Raises ParameterError."""
+    fitting = [bits for bits, most in MAX_CLIENTS.items() if clients <= most]
+    if not fitting:
+        raise ParameterError("clients of a sum", found=clients, expected=f"at most {max(MAX_CLIENTS.values())}")
+    return max(fitting)
+
+
 def noise_bound(clients: int) -> int:
     """Largest noise of a sum of `clients` fresh ciphertexts, in units of the coefficients; exceeded in one round with
     probability at most 2^-64.
@@ -140,6 +153,9 @@ class Opening(Protocol):
     def public_key(self) -> bytes:
         """What clients encrypt with. There is no way to get at the secret key."""
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """The sum is over exactly these of the clients that the key was made for; before the first `add`."""
+
     def add(self, client: int, block: int, ciphertext: bytes) -> None:
         """Add block number `block` of one client."""
 
@@ -154,7 +170,7 @@ class AdditiveScheme(Protocol):
         """Raises CiphertextError if the peer's `public_key` is not what `params` allow."""
 
     def opening(self, params: BfvParams, words: int, clients: Sequence[int]) -> Opening:
-        """Fresh keys for the sum of exactly these clients' vectors of `words` words."""
+        """Fresh keys for the sum of these clients' vectors of `words` words, or of fewer of them: see `expect`."""
 
 
 def _prime_above(value: int) -> int:
