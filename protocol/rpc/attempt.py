@@ -197,7 +197,8 @@ class RunningAttempt:
     def _closed(self, phase: Phase, effects: Effects) -> None:
         self._apply(effects)
         if phase is Phase.MASKED_INPUT:
-            for client in set(self._spools) - set(self.session.masked):
+            # The decryptor's comes later; in a replay its file is here already.
+            for client in set(self._spools) - {DECRYPTOR, *self.session.masked}:
                 self._discard(client)
 
     def _progress(self, client: ClientId) -> Receipt:

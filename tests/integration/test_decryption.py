@@ -190,8 +190,13 @@ def test_a_decryptors_certificate_is_no_clients(tmp_path: Path) -> None:
     play(DUAL, tmp_path, scenario)
 
 
-def test_a_killed_server_goes_on_with_an_encrypted_attempt(tmp_path: Path) -> None:
-    """The server's process is replaced while clients upload; clients and decryptor keep theirs."""
+@pytest.mark.parametrize(
+    ("event", "values"),
+    [("phase", {"phase": "MASKED_INPUT"}), ("phase", {"phase": "UNMASKING"}), ("upload", {"client": 0})],
+    ids=["uploads", "opening", "opened"],
+)
+def test_a_killed_server_goes_on_with_an_encrypted_attempt(tmp_path: Path, event: str, values: dict[str, Any]) -> None:
+    """The server's process is replaced; clients and decryptor keep theirs."""
 
     async def main() -> None:
         first = Hub(DUAL, tmp_path)
@@ -200,9 +205,10 @@ def test_a_killed_server_goes_on_with_an_encrypted_attempt(tmp_path: Path) -> No
         everybody[1].rate_limit = 60_000
         async with running(decryptor, *everybody):
             attempt = asyncio.create_task(first.run(PATIENT))
-            await first.until("upload", client=1)
-            attempt.cancel()
+            await first.until(event, **values)
             killed = first.server
+            await killed.stop(0.0)  # first of all: a killed process answers nobody
+            attempt.cancel()
             killed._give_up = lambda session: None  # type: ignore[method-assign] - a killed process says nothing
             killed.settle = _nothing  # type: ignore[method-assign]
             await asyncio.gather(attempt, return_exceptions=True)
