@@ -28,7 +28,8 @@ from ffm.step import Model, initial_model, model_bytes, model_from_bytes, parame
 from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
-from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload
+from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload, UploadCiphertext, UploadRecord
+from protocol.encrypted import CIPHERTEXT_CHUNK
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import Announcement, AttemptAborted, Finished, RoundResult, ServerMessage, Statement, Withdraw
@@ -81,6 +82,12 @@ def statement_body(setup: ClientSetup, ledger: PrivacyLedger) -> dict[str, Any]:
             for row in ledger.rows()
         ],
     }
+
+
+def _slices(data: bytes, first: int) -> Iterator[bytes]:
+    """Chunks of an encrypted upload from index `first` on."""
+    for start in range(first * CIPHERTEXT_CHUNK, len(data), CIPHERTEXT_CHUNK):
+        yield data[start : start + CIPHERTEXT_CHUNK]
 
 
 @dataclass(slots=True)
@@ -320,7 +327,7 @@ class ClientRun:
             match effect:
                 case Persist(record):
                     await asyncio.to_thread(self._journal.record, record)
-                    if isinstance(record, SpentRecord):
+                    if isinstance(record, SpentRecord | UploadRecord):
                         self._forget_update()
                 case Charge(_, attempt):
                     if self._update is None:
@@ -330,6 +337,8 @@ class ClientRun:
                     self._heed(await self._rpc.send(message))  # type: ignore[arg-type]
                 case Upload(header, words):
                     self._heed(await self._rpc.upload(header, partial(self._pieces, words), self.upload_limit))
+                case UploadCiphertext(header, data):
+                    self._heed(await self._rpc.upload(header, partial(_slices, data), self.upload_limit))
                 case _:
                     raise AssertionError(f"a client session has no effect {type(effect).__name__}")
 
