@@ -201,6 +201,21 @@ def demo_hospital(
         hospital(model, out, device, settings, Output(format_))
 
 
+@demo_app.command("heart")
+def demo_heart(
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="repetitions of the comparison", min=1)] = 1,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Four real hospitals learn together with little data: noise in shares inside the sum (protocol R2)."""
+    with reported(format_):
+        from ffm.cli.demo_heart import run
+
+        run(out, device, settings, seeds, Output(format_))
+
+
 @join_app.command("request")
 def join_request(
     folder: Annotated[Path, typer.Argument(help="new folder for this site's keys")],
