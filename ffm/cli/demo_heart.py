@@ -32,8 +32,8 @@ from ffm.task import HeartSettings, example_settings, load_settings
 
 SHARE_ILL = 0.55  # of the patients that are sent to these clinics; public, so no test label chooses the threshold
 EVALUATION = (
-    "One patient in four of each hospital, in no training set. The threshold calls the highest 55 % of the scores ill, a "
-    "public figure."
+    "One patient in four of each hospital, in no training set. The threshold calls the highest 55 % of the scores ill, "
+    "a public figure."
 )
 NAMES: Mapping[Method, str] = {
     "federated-dp": "R2, this federation",
@@ -44,6 +44,7 @@ NAMES: Mapping[Method, str] = {
     "logistic-regression": "logistic regression, no DP",
 }
 
+Aucs = dict[tuple[str, str], list[float]]
 Patients = Mapping[str, Sequence[heart.Row]]
 
 
@@ -71,16 +72,14 @@ def run(folder: Path, device: str, settings_path: Path | None, seeds: int, out: 
     _print(layout, aucs, report, time.monotonic() - began, out)
 
 
-def compare(
-    layout: Layout, split_seed: int, seeds: int
-) -> tuple[list[MethodResult], dict[tuple[str, str], list[float]]]:
+def compare(layout: Layout, split_seed: int, seeds: int) -> tuple[list[MethodResult], Aucs]:
     """Results for the report, and AUC by (method, whose test patients) over the repetitions; "" is all of them."""
     train, test = heart.split(split_seed)
     arms = Comparison.load(layout.manifest, layout.base_model, [heart.records(rows) for rows in train.values()])
     records = heart.records([row for rows in test.values() for row in rows])
     steps = layout.manifest.training.rounds
     results: list[MethodResult] = []
-    aucs: dict[tuple[str, str], list[float]] = {}
+    aucs: Aucs = {}
 
     def add(method: Method, scores: Reals, client: int | None, seed: int) -> None:
         trained = 0 if method == "logistic-regression" else steps
@@ -144,7 +143,7 @@ def _print(
     out.result(value, table)
     out.result(
         value,
-        f"± half of the 95 % interval of the mean, where there are several seeds; accuracy: the highest 55 % called ill\n"
+        "± half of the 95 % interval of the mean, where there are several seeds; accuracy: the highest 55 % called ill\n"
         f"{seconds:.0f} s; everything is in {layout.run}\nnext: secagg report verify {layout.run}/report.json",
     )
 
