@@ -19,6 +19,8 @@ PEERS_VENV   := .venv-peers
 PEERS_STAMP  := $(PEERS_VENV)/.installed
 MODELS_VENV  := .venv-models
 MODELS_STAMP := $(MODELS_VENV)/.installed
+BROWSER_STAMP := $(VENV)/.browser
+SCHEMA := dp/schemas/secagg-report-2.schema.json
 PACKAGES := secagg dp protocol ffm
 # Whole files to each process: many tests wait for clocks and sockets, so two take little more than half the time of one.
 PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile
@@ -36,7 +38,7 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate fuzz
+.PHONY: help setup browser-setup schema schema-check demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -60,10 +62,19 @@ demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for 
 test: $(STAMP) ## all tests but those marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-full: $(STAMP) ## all tests
+test-full: $(STAMP) $(BROWSER_STAMP) ## all tests
 	$(PYTEST) $(ARGS)
 
-lint: $(STAMP) proto-check vectors-check ## style, types, layering, generated files
+# Chromium itself comes from the system; where it is missing, the tests of the report's page are skipped and say so.
+$(BROWSER_STAMP): constraints/browser.txt constraints/browser.lock $(STAMP)
+	$(PIP) install -q --require-hashes --no-deps -r constraints/browser.lock
+	@touch $@
+
+browser-setup: $(BROWSER_STAMP) ## driver and axe for the tests of the report's page in Chromium
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  echo "error: no Chromium found on the PATH; do: install it (Debian, Ubuntu: apt-get install chromium)" >&2; exit 1; }
+
+lint: $(STAMP) proto-check vectors-check schema-check ## style, types, layering, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -99,10 +110,18 @@ vectors-check: $(STAMP)
 	@for kept in tests/vectors/*.json; do test -e "build/vectors/$${kept##*/}" || { \
 	  echo "error: $$kept is not made by tests/vectors/generate.py; do: delete it or generate it" >&2; exit 1; }; done
 
+schema: $(STAMP) ## regenerate the report's JSON Schema from dp/report_schema.py
+	@mkdir -p build
+	$(PY) -m dp.report_schema > build/report.schema.json && mv build/report.schema.json $(SCHEMA)
+
+schema-check: $(STAMP)
+	@mkdir -p build && $(PY) -m dp.report_schema > build/report.schema.json
+	diff build/report.schema.json $(SCHEMA)
+
 constraints: $(STAMP) ## write the versions of .venv to constraints/dev.txt
 	@head -n 1 constraints/dev.txt > constraints/dev.new
 	@$(PIP) freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | \
-	  grep -v -i -x -F -f constraints/examples.txt >> constraints/dev.new
+	  grep -v -i -x -F -f constraints/examples.txt -f constraints/browser.txt >> constraints/dev.new
 	@mv constraints/dev.new constraints/dev.txt
 
 # torch is left out: its build differs by machine.
@@ -111,6 +130,7 @@ lock: ## write constraints/*.lock, with hashes, from the lists beside them
 	grep -v '^torch==' constraints/dev.txt > .venv-lock/dev.txt
 	cd .venv-lock && bin/uv $(LOCK) dev.txt -o ../constraints/dev.lock
 	cd .venv-lock && bin/uv $(LOCK) ../constraints/examples.txt -o ../constraints/examples.lock
+	cd .venv-lock && bin/uv $(LOCK) ../constraints/browser.txt -o ../constraints/browser.lock
 
 # Flower has dependencies of its own, so it lives in an environment of its own.
 $(PEERS_STAMP): constraints/peers.txt

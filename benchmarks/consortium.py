@@ -185,6 +185,7 @@ def _manifest(size: Size) -> Manifest:
             "rounds": 1,
             "local_steps": 1,
             "expected_batch": 8,
+            "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {
             "protocol": "none",

@@ -6,8 +6,14 @@ Unit: one record; adjacency: add or remove one (replace-one costs far more and i
 steps and sensitivity Δ, the privacy-loss distribution of the Poisson-sampled **continuous** Gaussian at standard
 deviation sqrt(σ_int² - 100)/Δ. A discrete Gaussian of variance σ_int² is a continuous one of variance σ_int² - 100
 plus post-processing (randomised rounding by a discrete Gaussian of variance 100), up to lattice terms
-e^{±4dε_s} per release with ε_s ≈ 2e^{-200π²} < 1e-850, which any rounding up of ε swallows. In protocol R1 every client
-adds one whole Gaussian: no term for sums of shares. The plain continuous figure stands beside it, labelled.
+e^{±4dε_s} per release with ε_s ≈ 2e^{-200π²} < 1e-850, which any rounding up of ε swallows. Where the noise is a sum of
+shares (protocols R2 and C), each of variance >= 100, the sum is one discrete Gaussian up to e^{±τd} with τ < 1e-400
+(Kairouz, Liu, Steinke 2021): swallowed likewise. The plain continuous figure stands beside it, labelled.
+Proofs: docs/proofs/discrete-gaussian.md, noise-shares.md.
+
+*Several records of one person* (`records` = K, each sampled by itself): the mixture of Gaussians with shift j·Δ, j ~
+Binomial(K, q). RDP and PRV do not take mixtures: the single Gaussian with shift K·Δ and probability 1 - (1 - q)^K,
+which dominates it, is RDP's upper bound.
 
 Cross-checks run before anything is returned and fail closed (AccountingError): RDP at integer orders (Mironov 2017),
 PRV (Gopi et al. 2021, by Opacus if it is installed), a second grid, and the closed form of Balle and Wang 2018
@@ -28,15 +34,18 @@ from dp.ledger import Charge
 
 # Width of the loss grid by number of releases: its error grows like releases · width². Every grid is pessimistic, so
 # each gives upper bounds; the second grid, four times coarser, also serves the curves and risk figures.
-GRIDS = ((1_000, 5e-4), (16_000, 1.25e-4), (1_000_000, 3.125e-5))
+GRIDS = ((200, 5e-4), (1_000, 2.5e-4), (4_000, 1.25e-4), (16_000, 6.25e-5), (1_000_000, 3.125e-5))
 COARSER = 4
 MIN_NOISE_STEPS = 100  # below, the integer noise is too coarse for the certificate
 LATTICE_VARIANCE = 100
 MAX_RELEASES, MAX_MULTIPLIER = GRIDS[-1][0], 1000
+MAX_RECORDS = 64  # of one person
 CEILING = Decimal(50)
 ABOVE_CEILING = ">50"
 PRV_ERROR = Decimal("0.01")
 SMALLEST_PLD_DELTA = Decimal("1e-11")  # below it the FFT's rounding errors count: RDP alone
+REFUSAL_PROBABILITY = 2.0**-80  # of one client in one round, where noise comes in shares (SPEC 10.8)
+REFUSAL_SHARE = 2.0**-10  # of δ
 SKIPPED = "skipped: Opacus is not installed"
 NOT_RUN = "not run"
 NOT_NEEDED = "not applicable"
@@ -104,46 +113,76 @@ def epsilon(charges: Iterable[Charge | SampledGaussian], delta: Decimal, *, prv:
                 found=f"{event.count} steps at noise multiplier {event.noise_steps / event.clip_steps:.6g}",
                 expected=f"at most {MAX_RELEASES} steps and a multiplier of at most {MAX_MULTIPLIER}",
             )
-        if event.noise_steps < MIN_NOISE_STEPS:
+        least = max(MIN_NOISE_STEPS, math.isqrt(LATTICE_VARIANCE * event.shares - 1) + 1)
+        if event.noise_steps < least:
             raise UnsupportedMechanismError(
                 "the integer noise is too coarse for the certificate",
-                found=f"{event.noise_steps} grid steps",
-                expected=f"at least {MIN_NOISE_STEPS}",
+                found=f"{event.noise_steps} grid steps in {event.shares} share(s)",
+                expected=f"at least {least}",
                 do="raise the grid's scale in the manifest",
+            )
+        if event.records > MAX_RECORDS:
+            raise UnsupportedMechanismError(
+                "outside the range in which the accountants were compared",
+                found=f"{event.records} records of one person",
+                expected=f"at most {MAX_RECORDS}",
             )
     return _account(events, delta, prv)
 
 
+def _inner_delta(events: tuple[SampledGaussian, ...], delta: Decimal) -> float:
+    """δ less what is kept for clients that have to refuse (SPEC 10.8): a thousandth, where noise comes in shares."""
+    return float(delta) * (1 - REFUSAL_SHARE) if any(event.shares > 1 for event in events) else float(delta)
+
+
+def _hopeless(events: tuple[SampledGaussian, ...], rdp: float) -> bool:
+    """Whether RDP alone shows that no useful ε can come out. Its bound for several records of a person is too rough for
+    that: there the PLD is asked in any case."""
+    return not rdp <= 2 * float(CEILING) and all(event.records == 1 for event in events)
+
+
+def _claimed(events: tuple[SampledGaussian, ...], delta: Decimal, epsilon: float) -> str:
+    """What may be said: `epsilon`, if it is of use and what was kept of δ is enough. A mechanism that differs from the
+    one accounted for with probability β on any data has δ larger by at most (1 + e^ε)·β."""
+    refusals = sum(event.count * event.records for event in events if event.shares > 1)
+    if epsilon > float(CEILING):
+        return ABOVE_CEILING
+    enough = refusals * (1 + math.exp(epsilon)) * REFUSAL_PROBABILITY <= REFUSAL_SHARE * float(delta)
+    return _up(epsilon) if enough else ABOVE_CEILING
+
+
 @lru_cache(maxsize=512)
 def _account(events: tuple[SampledGaussian, ...], delta: Decimal, prv: bool) -> Accounting:
-    d, releases = float(delta), sum(event.count for event in events)
+    d, releases = _inner_delta(events, delta), sum(event.count for event in events)
     if not events:
         zero = "0.0000"
         return Accounting(f"{delta:f}", zero, zero, "pld", zero, NOT_NEEDED, NOT_NEEDED, zero, 0)
     rdp = _rdp(events, d)
-    if not rdp <= 2 * float(CEILING) or (delta >= SMALLEST_PLD_DELTA and _pld_epsilon(events, d) > float(CEILING)):
+    if _hopeless(events, rdp) or (delta >= SMALLEST_PLD_DELTA and _pld_epsilon(events, d) > float(CEILING)):
         # Far beyond use: the other accountants may overflow there, and no figure is printed.
         over = ABOVE_CEILING
         return Accounting(f"{delta:f}", over, over, "rdp", over, NOT_NEEDED, NOT_NEEDED, over, releases)
     continuous = _up(_pld(events, 1, False).get_epsilon_for_delta(d))
     closed = _closed_form(events, d)
-    result = Accounting(f"{delta:f}", _up(rdp), continuous, "rdp", _up(rdp), NOT_NEEDED, NOT_NEEDED, "", releases)
+    result = Accounting(f"{delta:f}", "", continuous, "rdp", _shown(rdp), NOT_NEEDED, NOT_NEEDED, "", releases)
     if delta < SMALLEST_PLD_DELTA:
-        return replace(result, epsilon=_capped(rdp), second_grid=NOT_NEEDED)
+        return replace(result, epsilon=_claimed(events, delta, rdp), second_grid=NOT_NEEDED)
     pld = _pld_epsilon(events, d)
     coarse = _pld(events, COARSER, True).get_epsilon_for_delta(d)
     bounds = [rdp]
     _agree("the second grid", coarse, pld, 1e-3 + 0.002 * pld)
-    result = replace(result, second_grid=_up(coarse), method="pld", epsilon=_capped(pld))
+    result = replace(result, second_grid=_up(coarse), method="pld", epsilon=_claimed(events, delta, pld))
     if closed is not None:
         _agree("the closed form", closed, pld, 1e-3 + 0.002 * pld)
         result = replace(result, closed_form=_up(closed))
     elif prv:
-        upper = _prv(events, d)
-        if upper is None:
+        upper = None if any(e.records > 1 for e in events) else _prv(events, d)
+        if any(e.records > 1 for e in events):
+            result = replace(result, prv=NOT_NEEDED)
+        elif upper is None:
             result = replace(result, prv=SKIPPED)
         elif math.isnan(upper):
-            result = replace(result, prv="failed", method="rdp", epsilon=_capped(rdp))
+            result = replace(result, prv="failed", method="rdp", epsilon=_claimed(events, delta, rdp))
         else:
             _agree("PRV", upper, pld, float(PRV_ERROR) + 1e-3 + 0.002 * pld)
             bounds.append(upper)
@@ -165,10 +204,10 @@ def curve(charges: Sequence[Charge | SampledGaussian], delta: Decimal) -> tuple[
 
 @lru_cache(maxsize=1024)
 def _certified(events: tuple[SampledGaussian, ...], delta: Decimal) -> str:
-    rdp = _rdp(events, float(delta))
-    if delta < SMALLEST_PLD_DELTA or not rdp <= 2 * float(CEILING):
-        return _capped(rdp)
-    return _capped(_pld_epsilon(events, float(delta)))
+    d = _inner_delta(events, delta)
+    rdp = _rdp(events, d)
+    found = rdp if delta < SMALLEST_PLD_DELTA or _hopeless(events, rdp) else _pld_epsilon(events, d)
+    return _claimed(events, delta, found)
 
 
 def delta_at(charges: Iterable[Charge | SampledGaussian], epsilons: Sequence[Decimal]) -> tuple[str, ...]:
@@ -214,54 +253,63 @@ def _tpr(events: tuple[SampledGaussian, ...], rate: float) -> str:
     return _up(min(bounds))
 
 
-def calibrate(
-    target_epsilon: Decimal, delta: Decimal, numerator: int, denominator: int, steps: int, clip_steps: int
-) -> int:
-    """Smallest `noise_steps` whose certified ε for `steps` steps is at most `target_epsilon`.
+def calibrate(target_epsilon: Decimal, delta: Decimal, planned: SampledGaussian) -> int:
+    """Smallest `noise_steps` whose certified ε for everything planned is at most `target_epsilon`.
 
     Args:
         target_epsilon: In (0, 50].
         delta: In (0, 1).
-        numerator: Of the sampling probability.
-        denominator: Of the sampling probability.
-        steps: Gradient steps of all rounds and attempts that shall fit into the budget.
-        clip_steps: Clip norm in grid steps.
+        planned: Gradient steps of all rounds and attempts that shall fit into the budget; its noise is ignored.
 
     Raises:
         AccountingError: No supported noise reaches the target, or the cross-checks fail.
     """
-    probability = Fraction(numerator, denominator)
     if not 0 < target_epsilon <= CEILING:
         raise AccountingError("no such target ε", found=target_epsilon, expected=f"above 0, at most {CEILING}")
+    clip_steps = planned.clip_steps
 
     def holds(noise: int, coarser: int) -> bool:
-        events = (SampledGaussian(steps, probability, noise, clip_steps),)
-        if not _rdp(events, float(delta)) <= 2 * float(CEILING):
+        events = (replace(planned, noise_steps=noise),)
+        d = _inner_delta(events, delta)
+        if _hopeless(events, _rdp(events, d)):
             return False
-        return Decimal(_up(_pld_epsilon(events, float(delta), coarser))) <= target_epsilon
+        return Decimal(_up(_pld_epsilon(events, d, coarser))) <= target_epsilon
 
-    high = max(MIN_NOISE_STEPS, clip_steps)
+    least = max(MIN_NOISE_STEPS, math.isqrt(LATTICE_VARIANCE * planned.shares - 1) + 1)
+    high = max(least, clip_steps)
     while not holds(high, COARSER):
         high *= 2
         if high > MAX_MULTIPLIER * clip_steps:
             raise AccountingError("no noise reaches this ε", found=target_epsilon, expected="a reachable target")
-    low = MIN_NOISE_STEPS - 1 if high == MIN_NOISE_STEPS else high // 2
-    while low > MIN_NOISE_STEPS and holds(low, COARSER):
-        low, high = max(MIN_NOISE_STEPS - 1, low // 2), low
+    low = least - 1 if high == least else max(least - 1, high // 2)
+    while low > least and holds(low, COARSER):
+        low, high = max(least - 1, low // 2), low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle, COARSER) else (middle, high)
     # The coarse grid is pessimistic: on the fine one the answer lies a little lower. Gallop down to it.
     step, low = 1, high - 1
-    while low >= MIN_NOISE_STEPS and holds(low, 1):
-        low, high, step = max(MIN_NOISE_STEPS - 1, low - 2 * step), low, 2 * step
+    while low >= least and holds(low, 1):
+        low, high, step = max(least - 1, low - 2 * step), low, 2 * step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle, 1) else (middle, high)
-    checked = epsilon([SampledGaussian(steps, probability, high, clip_steps)], delta, prv=False)
+    checked = epsilon([replace(planned, noise_steps=high)], delta, prv=False)
     if not checked.within(target_epsilon):
         raise AccountingError("the calibrated noise misses the target", found=checked.epsilon, expected=target_epsilon)
     return high
+
+
+def seen_with(events: Iterable[SampledGaussian], variance: Fraction) -> tuple[SampledGaussian, ...]:
+    """The same releases to somebody for whom `variance` times the noise of `noise_steps` counts, as one Gaussian.
+
+    For the trust table: who knows some of the shares sees less noise, who sees one upload alone sees one share. The
+    standard deviation is rounded down.
+    """
+    return tuple(
+        replace(e, noise_steps=math.isqrt(e.noise_steps**2 * variance.numerator // variance.denominator), shares=1)
+        for e in events
+    )
 
 
 def _deviation(event: SampledGaussian, certified: bool) -> float:
@@ -276,12 +324,31 @@ def _probability(event: SampledGaussian) -> float:
 
 
 @lru_cache(maxsize=64)
-def _single(deviation: float, probability: float, grid: float) -> _PLD:
+def _single(deviation: float, probability: float, grid: float, records: int) -> _PLD:
     from dp_accounting.pld import privacy_loss_distribution
 
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        deviation, value_discretization_interval=grid, sampling_prob=probability, use_connect_dots=True
+    if records == 1 or probability == 1:
+        return privacy_loss_distribution.from_gaussian_mechanism(
+            deviation,
+            sensitivity=float(records),
+            value_discretization_interval=grid,
+            sampling_prob=probability,
+            use_connect_dots=True,
+        )
+    weights = [math.comb(records, j) * probability**j * (1 - probability) ** (records - j) for j in range(records + 1)]
+    weights[0] = 1 - math.fsum(weights[1:])  # the float powers need not add up to 1
+    return privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        deviation, list(map(float, range(records + 1))), weights, value_discretization_interval=grid
     )
+
+
+def _dominating(event: SampledGaussian) -> tuple[float, float]:
+    """(deviation, probability) of one Gaussian that dominates the mixture over a person's records."""
+    if event.records == 1:
+        return _deviation(event, True), _probability(event)
+    q = _probability(event)
+    some = min(1.0, math.nextafter(-math.expm1(event.records * math.log1p(-q)), 2.0)) if q < 1 else 1.0
+    return math.nextafter(_deviation(event, True) / event.records, 0.0), some
 
 
 @lru_cache(maxsize=64)
@@ -292,7 +359,8 @@ def _pld(events: tuple[SampledGaussian, ...], coarser: int, certified: bool) -> 
     grid = coarser * next(width for most, width in GRIDS if releases <= most)
     total = None
     for event in events:
-        one = _single(_deviation(event, certified), _probability(event), grid).self_compose(event.count)
+        single = _single(_deviation(event, certified), _probability(event), grid, event.records)
+        one = single.self_compose(event.count)
         total = one if total is None else total.compose(one)
     return privacy_loss_distribution.identity(grid) if total is None else total
 
@@ -307,8 +375,9 @@ def _rdp(events: tuple[SampledGaussian, ...], delta: float) -> float:
 
     accountant = RdpAccountant(list(_RDP_ORDERS))
     for event in events:
-        gaussian = dp_event.GaussianDpEvent(_deviation(event, True))
-        accountant.compose(dp_event.PoissonSampledDpEvent(_probability(event), gaussian), event.count)
+        deviation, probability = _dominating(event)
+        gaussian = dp_event.GaussianDpEvent(deviation)
+        accountant.compose(dp_event.PoissonSampledDpEvent(probability, gaussian), event.count)
     return float(accountant.get_epsilon(delta))
 
 
@@ -332,7 +401,7 @@ def _closed_form(events: tuple[SampledGaussian, ...], delta: float) -> float | N
         return None
     from scipy.special import log_ndtr, ndtr
 
-    mu = math.sqrt(sum(event.count / _deviation(event, True) ** 2 for event in events))
+    mu = math.sqrt(sum(event.count * (event.records / _deviation(event, True)) ** 2 for event in events))
 
     def excess(e: float) -> float:
         return float(ndtr(mu / 2 - e / mu) - math.exp(e + log_ndtr(-mu / 2 - e / mu))) - delta
@@ -368,7 +437,7 @@ def _up(value: float) -> str:
     return str(Decimal(value).quantize(_FOUR, ROUND_CEILING))
 
 
-def _capped(value: float) -> str:
+def _shown(value: float) -> str:
     return ABOVE_CEILING if value > float(CEILING) else _up(value)
 
 

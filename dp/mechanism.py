@@ -26,12 +26,17 @@ _MAX_ROWS: Final = 2**26  # |sum| <= rows * clip_steps <= 2^52
 class GaussianMechanism:
     """All quantities in grid steps: clip norm C = clip_steps / scale, noise deviation = noise_steps / scale.
 
-    Raises UnsupportedMechanismError unless scale >= 1, 1 <= clip_steps <= 2^26 and 10 <= noise_steps <= 2^40.
+    With `shares` above 1 what is added here is one share, of variance noise_steps^2 / shares, and nothing may be
+    released but a sum that holds at least so many of them (protocols R2 and C).
+
+    Raises UnsupportedMechanismError unless scale >= 1, 1 <= clip_steps <= 2^26 and 10 <= noise_steps <= 2^40, the same
+    for the deviation of one share.
     """
 
     scale: int  # grid steps per unit of the gradient
     clip_steps: int  # L2 bound of one row, and the sensitivity of the sum
-    noise_steps: int  # standard deviation parameter of the discrete Gaussian
+    noise_steps: int  # standard deviation parameter of all the noise that is counted on
+    shares: int = 1
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -46,6 +51,13 @@ class GaussianMechanism:
                     expected=f"{low} to {high}",
                     code="E215",
                 )
+        if self.shares < 1 or self.noise_steps**2 < MIN_NOISE_STEPS**2 * self.shares:
+            raise UnsupportedMechanismError(
+                "shares of the noise",
+                found=f"{self.shares} of {self.noise_steps} grid steps",
+                expected=f"at least 1, each of a standard deviation of at least {MIN_NOISE_STEPS}",
+                code="E215",
+            )
 
     @property
     def clip_norm(self) -> Fraction:
@@ -97,4 +109,4 @@ class GaussianMechanism:
                     "a row above the sensitivity", expected=f"norm of at most {self.clip_steps} grid steps", code="E216"
                 )
             total = rows.sum(axis=0, dtype=np.int64)
-        return total + discrete_gaussian(rng, self.noise_steps, total.size)
+        return total + discrete_gaussian(rng, (self.noise_steps**2, self.shares), total.size)

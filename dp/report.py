@@ -1,6 +1,6 @@
-"""The accounting report of a run under protocol R1: built from facts, verified from its JSON alone, rendered as HTML.
+"""The accounting report of a run: built from facts, verified from its JSON alone, rendered as HTML.
 
-``report = {"schema": "secagg-report/1", "facts": {...}, "groups": [15 groups]}``: JSON without floats. The groups are
+``report = {"schema": "secagg-report/2", "facts": {...}, "groups": [15 groups]}``: JSON without floats. The groups are
 a pure function of the facts, so verification recomputes each of their figures and compares every leaf; the facts are
 checked against each other, and against what others signed by the caller (signatures, protocol digests and
 release-ledger heads belong to the protocol, which this package does not know).
@@ -13,8 +13,10 @@ from typing import Any
 
 from dp.accountant import PRV_ERROR, SKIPPED
 from dp.errors import PrivacyError, ReportError
-from dp.report_checks import Check, check_facts, compare
+from dp.report_checks import check_facts
+from dp.report_claims import PRV_ROW
 from dp.report_facts import SCHEMA, MethodResult, ReportFacts, SignedDocument, SignedStatement, exact_keys
+from dp.report_findings import Check, compare
 from dp.report_groups import derive
 from dp.report_html import render_html
 from dp.store import canonical
@@ -27,6 +29,7 @@ __all__ = [
     "SignedDocument",
     "SignedStatement",
     "build_report",
+    "rebuild_report",
     "render_html",
     "verify_report",
 ]
@@ -42,7 +45,12 @@ def build_report(facts: ReportFacts, *, prv: bool = True) -> dict[str, Any]:
     Raises:
         ReportError: The facts contradict each other. AccountingError, UnsupportedMechanismError: no certified ε.
     """
-    plain: dict[str, Any] = json.loads(canonical(facts.to_json()))
+    return rebuild_report(facts.to_json(), prv=prv)
+
+
+def rebuild_report(facts: Mapping[str, Any], *, prv: bool = True) -> dict[str, Any]:
+    """The same from facts as they stand in a report. Raises as `build_report`."""
+    plain: dict[str, Any] = json.loads(canonical(facts))
     try:
         failed = [check for check in check_facts(plain) if not check.ok]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -110,6 +118,11 @@ def _take_over_prv(found: Any, expected: list[dict[str, Any]]) -> Check:
                 ok = ok and stated in (here, SKIPPED, "not run")
             skipped += stated != here
             ours["figures"]["prv"] = stated
+    checks = expected[5]["cross_checks"]  # the same figure stands there once more
+    own = next(entry for entry in expected[5]["per_client"] if entry["client_id"] == checks["client_id"])
+    for row in checks["accountants"]:
+        if row["name"] == PRV_ROW:
+            row["epsilon"] = own["figures"]["prv"]
     text = f"not recomputed for {skipped} clients ({SKIPPED})" if skipped else "recomputed"
     return Check(name, ok, text, "agreement within PRV's error")
 

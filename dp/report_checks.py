@@ -4,28 +4,20 @@ Each check compares what stands in the report with what follows from another par
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
 from dp import report_facts as shape
 from dp.ledger import CHARGE, Charge, genesis
+from dp.report_evidence_checks import audit_checks, governance_checks, utility_checks
 from dp.report_facts import SETS, exact_keys
 from dp.report_figures import planned_event
+from dp.report_findings import Check, at_least, same
 from dp.store import GENESIS, Row, broken_link, canonical
 
 MAX_YEAR_9999 = 253402300799
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding of the verification; `found` and `expected` are short texts for people."""
-
-    name: str
-    ok: bool
-    found: str
-    expected: str
+PROTOCOLS = ("R1",)  # for which the accountant has a certificate
 
 
 def check_facts(facts: Mapping[str, Any]) -> list[Check]:
@@ -42,9 +34,9 @@ def _documents(facts: Mapping[str, Any]) -> Iterator[Check]:
     for name in ("manifest", "roster"):
         entry = exact_keys(facts[name], shape.DOCUMENT_KEYS, name)
         recomputed = sha256(canonical(entry["document"])).hexdigest()
-        yield _same(f"SHA-256 of the {name}", entry["sha256"], recomputed)
+        yield same(f"SHA-256 of the {name}", entry["sha256"], recomputed)
     privacy = facts["manifest"]["document"]["privacy"]
-    yield _same("protocol of the manifest", privacy["protocol"], "R1")
+    yield Check("protocol of the manifest", privacy["protocol"] in PROTOCOLS, str(privacy["protocol"]), PROTOCOLS[0])
 
 
 def _times(facts: Mapping[str, Any]) -> Iterator[Check]:
@@ -61,7 +53,7 @@ def _ledgers(facts: Mapping[str, Any]) -> Iterator[Check]:
     for entry in facts["statements"]:
         yield from statement_checks(facts, entry)
         client = entry["statement"]["client_id"]
-        yield _same(f"client {client}: one statement", client not in seen, True)
+        yield same(f"client {client}: one statement", client not in seen, True)
         seen.add(client)
 
 
@@ -72,44 +64,44 @@ def statement_checks(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> Iter
     exact_keys(statement, shape.STATEMENT_BODY_KEYS, "statement body")
     client = statement["client_id"]
     who = f"client {client}"
-    yield _same(f"{who}: statement of a roster member", client in members, True)
-    yield _same(f"{who}: name", statement["name"], members.get(client))
-    yield _same(f"{who}: manifest of the statement", statement["manifest_digest"], facts["manifest"]["digest"])
+    yield same(f"{who}: statement of a roster member", client in members, True)
+    yield same(f"{who}: name", statement["name"], members.get(client))
+    yield same(f"{who}: manifest of the statement", statement["manifest_digest"], facts["manifest"]["digest"])
     rows = [_row(row) for row in statement["rows"]]
     broken = broken_link(rows)
     state = "whole" if broken is None else f"broken at row {broken}"
-    yield _same(f"{who}: hash chain of the privacy ledger", state, "whole")
-    yield _same(f"{who}: rows", bool(rows) and all(r.kind in (GENESIS, CHARGE) for r in rows), True)
-    yield _same(f"{who}: ledger head", (statement["seq"], statement["head"]), (rows[-1].seq, rows[-1].hash.hex()))
+    yield same(f"{who}: hash chain of the privacy ledger", state, "whole")
+    yield same(f"{who}: rows", bool(rows) and all(r.kind in (GENESIS, CHARGE) for r in rows), True)
+    yield same(f"{who}: ledger head", (statement["seq"], statement["head"]), (rows[-1].seq, rows[-1].hash.hex()))
     first = canonical(genesis(statement["silo"], statement["population"]))
-    yield _same(f"{who}: genesis row", rows[0].body == first, True)
+    yield same(f"{who}: genesis row", rows[0].body == first, True)
     yield from _charges(who, facts, [Charge.from_json(r.value()) for r in rows if r.kind == CHARGE], client)
 
 
 def _charges(who: str, facts: Mapping[str, Any], charges: Sequence[Charge], client: int) -> Iterator[Check]:
     manifest = facts["manifest"]["document"]
-    yield _same(f"{who}: each attempt charged once", len({c.key for c in charges}), len(charges))
+    yield same(f"{who}: each attempt charged once", len({c.key for c in charges}), len(charges))
     own = [c for c in charges if c.manifest_digest == facts["manifest"]["digest"]]
     event, task = planned_event(manifest), manifest["task"]
     strangers = [(c.round, c.attempt) for c in own if c.event != event or c.task != task]
-    yield _same(f"{who}: charges equal the manifest's event", _pairs(strangers), "none differs")
+    yield same(f"{who}: charges equal the manifest's event", _pairs(strangers), "none differs")
     late = [(c.round, c.attempt) for c in own if not 1 <= c.round <= manifest["training"]["rounds"]]
-    yield _same(f"{who}: rounds of the charges", _pairs(late, "none outside"), "none outside")
+    yield same(f"{who}: rounds of the charges", _pairs(late, "none outside"), "none outside")
     # SPEC 10.5: a further attempt of a round with the same values stands under the charge of an earlier one
     unpaid = [
         (r["round"], r["attempt"])
         for r in facts["rounds"]
         if client in r["masked"] and not any(c.round == r["round"] and c.attempt <= r["attempt"] for c in own)
     ]
-    yield _same(f"{who}: every upload was charged", _pairs(unpaid, "none missing"), "none missing")
+    yield same(f"{who}: every upload was charged", _pairs(unpaid, "none missing"), "none missing")
 
 
 def _rounds(facts: Mapping[str, Any]) -> Iterator[Check]:
     manifest = facts["manifest"]["document"]
     a, members = manifest["aggregation"], {m["client_id"] for m in facts["roster"]["document"]["clients"]}
     keys = [(r["round"], r["attempt"]) for r in facts["rounds"]]
-    yield _same("attempts in ascending order, each once", keys == sorted(set(keys)), True)
-    yield _same("rounds of the manifest", all(1 <= k[0] <= manifest["training"]["rounds"] for k in keys), True)
+    yield same("attempts in ascending order, each once", keys == sorted(set(keys)), True)
+    yield same("rounds of the manifest", all(1 <= k[0] <= manifest["training"]["rounds"] for k in keys), True)
     quorum = (a["num_clients"] + a["max_corrupt"]) // 2 + 1
     released_rounds: set[int] = set()
     seqs: list[int] = []
@@ -117,67 +109,38 @@ def _rounds(facts: Mapping[str, Any]) -> Iterator[Check]:
         exact_keys(r, shape.ROUND_KEYS, "round")
         where = f"round {r['round']}, attempt {r['attempt']}"
         sets = [r[name] for name in SETS]
-        yield _same(f"{where}: sets ascending", all(s == sorted(set(s)) for s in sets), True)
+        yield same(f"{where}: sets ascending", all(s == sorted(set(s)) for s in sets), True)
         nested = all(set(inner) <= set(outer) for outer, inner in pairwise(sets))
-        yield _same(f"{where}: sets nested", nested, True)
-        yield _same(f"{where}: cohort", set(r["cohort"]) <= members and len(r["cohort"]) == a["num_clients"], True)
-        yield _same(f"{where}: drops are members of the cohort", set(r["drops"]) <= {str(k) for k in r["cohort"]}, True)
-        yield _same(f"{where}: status", r["status"] in ("released", "aborted"), True)
+        yield same(f"{where}: sets nested", nested, True)
+        yield same(f"{where}: cohort", set(r["cohort"]) <= members and len(r["cohort"]) == a["num_clients"], True)
+        yield same(f"{where}: drops are members of the cohort", set(r["drops"]) <= {str(k) for k in r["cohort"]}, True)
+        yield same(f"{where}: status", r["status"] in ("released", "aborted"), True)
         if r["status"] == "released":
-            yield _at_least(f"{where}: clients in the sum", len(r["masked"]), max(a["min_cohort"], quorum))
-            yield _at_least(f"{where}: signers of one set", len(r["checked"]), quorum)
-            yield _at_least(f"{where}: clients that unmasked", len(r["unmasked"]), quorum)
-            yield _same(f"{where}: round released once", r["round"] in released_rounds, False)
-            yield _same(f"{where}: no abort reason", r["reason"], "")
+            yield at_least(f"{where}: clients in the sum", len(r["masked"]), max(a["min_cohort"], quorum))
+            yield at_least(f"{where}: signers of one set", len(r["checked"]), quorum)
+            yield at_least(f"{where}: clients that unmasked", len(r["unmasked"]), quorum)
+            yield same(f"{where}: round released once", r["round"] in released_rounds, False)
+            yield same(f"{where}: no abort reason", r["reason"], "")
             released_rounds.add(r["round"])
-        yield _same(f"{where}: sum digest", bool(r["aggregate_digest"]), r["status"] == "released")
+        yield same(f"{where}: sum digest", bool(r["aggregate_digest"]), r["status"] == "released")
         row = r["ledger_row"]
-        yield _same(f"{where}: release-ledger row", row is not None or r["status"] == "aborted", True)
+        yield same(f"{where}: release-ledger row", row is not None or r["status"] == "aborted", True)
         if row is not None:
             exact_keys(row, shape.LEDGER_ROW_KEYS, "release-ledger row")
-            yield _same(f"{where}: ctx of the release-ledger row", row["ctx"], r["ctx"])
+            yield same(f"{where}: ctx of the release-ledger row", row["ctx"], r["ctx"])
             seqs.append(row["seq"])
-    yield _same("release ledger ascending", seqs == sorted(set(seqs)) and all(s >= 1 for s in seqs), True)
+    yield same("release ledger ascending", seqs == sorted(set(seqs)) and all(s >= 1 for s in seqs), True)
 
 
-def _utility(facts: Mapping[str, Any]) -> Iterator[Check]:
-    manifest, roster = facts["manifest"]["document"], facts["roster"]["document"]
-    classes, members = len(manifest["training"]["labels"]), {m["client_id"] for m in roster["clients"]}
-    most = manifest["training"]["rounds"] * manifest["training"]["local_steps"]
-    first: list[int] | None = None
-    seen: set[tuple[str, object]] = set()
-    for m in facts["utility"]:
-        exact_keys(m, shape.METHOD_KEYS, "utility")
-        who = f"{m['method']}{'' if m['client_id'] is None else ' of client ' + str(m['client_id'])}"
-        known = m["method"] in shape.METHODS and (m["client_id"] in members) == (m["method"] == "alone-dp")
-        yield _same(f"{who}: a known method, once", known and (m["method"], m["client_id"]) not in seen, True)
-        seen.add((m["method"], m["client_id"]))
-        c = m["confusion"]
-        square = len(c) == classes and all(
-            len(row) == classes and all(type(n) is int and n >= 0 for n in row) for row in c
-        )
-        yield _same(f"{who}: confusion matrix of all classes", square, True)
-        truth = [sum(row) for row in c]
-        first = truth if first is None else first
-        yield _same(f"{who}: the same test records per class as the first method", truth == first, True)
-        upper = 0 if m["method"] == "majority" else most
-        yield _same(f"{who}: steps within the manifest", 0 <= m["steps_per_client"] <= upper, True)
-
-
-_MAKERS: tuple[Callable[[Mapping[str, Any]], Iterator[Check]], ...] = (_documents, _rounds, _times, _ledgers, _utility)
-
-
-def compare(path: str, found: Any, expected: Any) -> Iterator[Check]:
-    """One failed check per leaf that differs; types count (1 is not true)."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping) and set(found) == set(expected):
-        for key in expected:
-            yield from compare(f"{path}.{key}", found[key], expected[key])
-    elif isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):
-        for index, (f, e) in enumerate(zip(found, expected, strict=True)):
-            name = e.get("id", index) if isinstance(e, Mapping) else index
-            yield from compare(f"{path}.{name}", f, e)
-    elif type(found) is not type(expected) or found != expected:
-        yield Check(path, False, _short(found), _short(expected))
+_MAKERS: tuple[Callable[[Mapping[str, Any]], Iterator[Check]], ...] = (
+    _documents,
+    _rounds,
+    _times,
+    _ledgers,
+    utility_checks,
+    audit_checks,
+    governance_checks,
+)
 
 
 def _row(row: Any) -> Row:
@@ -188,18 +151,5 @@ def _row(row: Any) -> Row:
     return Row(fields["seq"], kind, body, bytes.fromhex(fields["previous"]), bytes.fromhex(fields["hash"]))
 
 
-def _same(name: str, found: object, expected: object) -> Check:
-    return Check(name, type(found) is type(expected) and found == expected, _short(found), _short(expected))
-
-
-def _at_least(name: str, found: int, bound: int) -> Check:
-    return Check(name, found >= bound, str(found), f"at least {bound}")
-
-
 def _pairs(pairs: Sequence[tuple[int, int]], none: str = "none differs") -> str:
     return "; ".join(f"round {r}, attempt {a}" for r, a in pairs) or none
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -8,10 +8,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 from dp import accountant
-from dp.accountant import ABOVE_CEILING
-from dp.events import SampledGaussian
-from dp.report_figures import Derived, Group, decimal, iso, plain, planned_event, vector_length
+from dp.events import SampledGaussian, parse
+from dp.report_figures import Derived, Group, decimal, iso, order, plain, planned_event, vector_length
+from dp.report_trust import Adversary, remaining
 
+PRV_ROW = "PRV (Opacus)"
 CURVE_POINTS = tuple(Decimal(k) / 2 for k in range(0, 21))
 
 
@@ -27,6 +28,15 @@ def identity(d: Derived) -> Group:
         "started": iso(run["started"]),
         "ended": iso(run["ended"]),
         "duration_seconds": run["ended"] - run["started"],
+        "data": d.manifest["data"],
+        "base_model_files": [dict(file) for file in d.manifest["base_model"]["files"]],
+        "members": [
+            {"role": "server", "name": d.roster["server"]["name"], "identity_key": d.roster["server"]["identity_key"]},
+            *(
+                {"role": f"client {m['client_id']}", "name": m["name"], "identity_key": m["identity_key"]}
+                for m in d.roster["clients"]
+            ),
+        ],
         "manifest_digest": manifest["digest"],
         "manifest_sha256": manifest["sha256"],
         "roster_root": roster["digest"],
@@ -50,6 +60,8 @@ def release(d: Derived) -> Group:
         "vector_length": vector_length(d.manifest),
         "adapter_method": d.manifest["adapter"]["method"],
         "adapter_rank": d.manifest["adapter"]["rank"],
+        "tensors": len(d.manifest["adapter"]["tensors"]),
+        "values_released": len(released) * vector_length(d.manifest),
         "not_released": "single updates, losses, sample counts and metrics of a client",
     }
 
@@ -77,16 +89,7 @@ def unit(d: Derived) -> Group:
 
 
 def guarantee(d: Derived) -> Group:
-    """Group 4: the guarantee per adversary; the headline is the worst silo."""
-    corrupt = d.aggregation["max_corrupt"]
-    every, others = "the records of every silo", "the records of every silo but its own"
-    outside = (
-        ("recipient of the final adapter", every),
-        ("honest-but-curious server", every),
-        (f"malicious server; clients that collude with it: up to {corrupt}", f"{every} that does not collude"),
-        ("one other client", others),
-        ("any of these if secure aggregation fails, every upload seen", others),
-    )
+    """Group 4: the guarantee per adversary; the headline is the worst row within the declared threat model."""
     per_client = [
         {
             "client_id": k,
@@ -100,41 +103,69 @@ def guarantee(d: Derived) -> Group:
         }
         for k in sorted(d.names)
     ]
-    epsilons = {str(k): d.accounting[k].epsilon for k in sorted(d.names)}
     return {
         "headline": _headline(d),
         "per_client": per_client,
-        "per_adversary": [
-            *({"adversary": a, "against": against, "epsilon": epsilons} for a, against in outside),
-            {
-                "adversary": "the silo's own operator",
-                "against": "the records of its own silo",
-                "epsilon": "none: the operator holds the data",
-            },
-        ],
-        "why_equal": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
+        "per_adversary": [_row(d, a) for a in d.adversaries],
+        "threat_model": "the headline is the worst row that the declared threat model includes",
+        "why": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
+    }
+
+
+def _row(d: Derived, adversary: Adversary) -> Group:
+    row: Group = {
+        "id": adversary.id,
+        "adversary": adversary.who,
+        "against": adversary.against,
+        "knows": adversary.knows,
+        "within_threat_model": adversary.declared,
+        "noise": None,
+        "worst": None,
+        "per_client": [],
+        "epsilon": "none: the operator holds the data",
+    }
+    if adversary.shares is None:
+        return row
+    figures = d.trust[adversary.id]
+    worst = max(figures, key=lambda k: (order(figures[k]), -k))
+    unknown, counted = adversary.shares
+    left = remaining(parse(planned_event(d.manifest)), adversary.shares)
+    return row | {
+        "noise": {
+            "shares_unknown_to_it": unknown,
+            "shares_charged": counted,
+            "noise_steps": left.noise_steps,
+            "noise_multiplier": decimal(Fraction(left.noise_steps, left.clip_steps)),
+        },
+        "worst": {"client_id": worst, "name": d.names[worst]},
+        "per_client": [{"client_id": k, "epsilon": e} for k, e in figures.items()],
+        "epsilon": figures[worst],
     }
 
 
 def _headline(d: Derived) -> Group:
-    figure = d.accounting[d.worst]
+    figure, epsilon = d.accounting[d.worst], d.trust[d.worst_row][d.worst]
     rounds = len({(c.manifest_digest, c.round) for c in d.own_charges(d.worst)})
     if d.worst not in d.statements:
         rounds = sum(d.worst in r["shared"] for r in d.facts["rounds"])
-    sign = "" if figure.epsilon == ABOVE_CEILING else "= "
+    sign = "" if order(epsilon).is_infinite() else "= "
+    row = next(a for a in d.adversaries if a.id == d.worst_row)
     whole = "" if d.complete else "; not every client has stated its ledger"
     return {
         "client_id": d.worst,
         "name": d.names[d.worst],
-        "epsilon": figure.epsilon,
+        "epsilon": epsilon,
         "delta": figure.delta,
         "unit": d.privacy["unit"],
         "adjacency": d.privacy["adjacency"],
+        "row": row.id,
+        "against": row.who,
+        "qualifier": f"at δ = {figure.delta}, {d.privacy['unit']}, {d.adjacency}",
         "rounds": rounds,
         "steps": figure.releases,
         "complete": d.complete,
         "sentence": (
-            f"ε {sign}{figure.epsilon} at δ = {figure.delta}, {d.privacy['unit']}, add/remove, "
+            f"ε {sign}{epsilon} at δ = {figure.delta}, {d.privacy['unit']}, {d.adjacency}, "
             f"{rounds} rounds of this task and {figure.releases} noised steps in all, "
             f"worst silo ({d.names[d.worst]}){whole}"
         ),
@@ -209,13 +240,15 @@ def accounting(d: Derived) -> Group:
         ],
         "delta_curve": {
             "client_id": d.worst,
+            "row": d.worst_row,
             "points": []
-            if d.accounting[d.worst].epsilon == ABOVE_CEILING
+            if order(d.trust[d.worst_row][d.worst]).is_infinite()
             else [
                 {"epsilon": str(e), "delta": v}
-                for e, v in zip(CURVE_POINTS, accountant.delta_at(d.mechanisms[d.worst], CURVE_POINTS), strict=True)
+                for e, v in zip(CURVE_POINTS, accountant.delta_at(d.worst_mechanisms, CURVE_POINTS), strict=True)
             ],
         },
+        "cross_checks": _cross_checks(d),
         "enforced": [
             "every attempt charged durably before its masked upload; never refunded",
             "the round that would exceed the budget refused before it starts",
@@ -227,6 +260,25 @@ def accounting(d: Derived) -> Group:
             "the client's machine and its random generator are honest",
         ],
     }
+
+
+def _cross_checks(d: Derived) -> Group:
+    """What the worst client's figure as charged was held against, before anything was released."""
+    worst = max(d.accounting, key=lambda k: (order(d.accounting[k].epsilon), -k))
+    f = d.accounting[worst]
+    rows = [
+        {"name": "privacy-loss distribution", "epsilon": f.epsilon, "role": f"certified by {f.method}; add and remove"},
+        {"name": "second grid", "epsilon": f.second_grid, "role": "must agree within .001 + .2 %"},
+        {"name": "Rényi DP at integer orders", "epsilon": f.rdp, "role": "independent certificate: an upper bound"},
+        {"name": PRV_ROW, "epsilon": f.prv, "role": "must agree within its own error of .01"},
+        {"name": "closed form", "epsilon": f.closed_form, "role": "exact, where nothing is sampled"},
+        {
+            "name": "continuous noise",
+            "epsilon": f.continuous,
+            "role": "for comparison only: never above the certified one",
+        },
+    ]
+    return {"client_id": worst, "name": d.names[worst], "accountants": rows}
 
 
 def _mechanism_json(m: SampledGaussian) -> Group:

@@ -9,13 +9,17 @@ from typing import Any
 
 from dp import accountant
 from dp.accountant import ABOVE_CEILING, Accounting
-from dp.events import SampledGaussian, step_event
+from dp.errors import UnsupportedMechanismError
+from dp.events import SampledGaussian, event_tree
 from dp.ledger import CHARGE, Charge
+from dp.report_trust import WHOLE, Adversary, adversaries, remaining
 
 Facts = Mapping[str, Any]
 Group = dict[str, Any]
 
-NOT_MEASURED = "not measured in this version"
+NOT_MEASURED = "not measured"
+NO_CERTIFICATE = "no certificate: too little noise"
+ADJACENCY = {"add-or-remove-one": "add/remove", "zero-out": "zero-out"}
 _FOUR = Decimal("0.0001")
 
 
@@ -43,7 +47,31 @@ class Derived:
         self.accounting: dict[int, Accounting] = {
             k: accountant.epsilon(m, self.delta, prv=prv) for k, m in self.mechanisms.items()
         }
-        self.worst = max(self.names, key=lambda k: (_order(self.accounting[k].epsilon), -k))
+        self.adversaries = adversaries(self.manifest)
+        self.trust: dict[str, dict[int, str]] = {
+            a.id: {k: self._seen_by(a, k) for k in sorted(self.names)} for a in self.adversaries if a.shares
+        }
+        declared = [(a.id, k) for a in self.adversaries if a.declared for k in self.names]
+        self.worst_row, self.worst = max(declared, key=lambda row: (order(self.trust[row[0]][row[1]]), -row[1]))
+
+    def _seen_by(self, adversary: Adversary, client: int) -> str:
+        """ε of a client's records against an adversary, or why there is none."""
+        if adversary.shares is None or adversary.shares == WHOLE:
+            return self.accounting[client].epsilon
+        try:
+            return accountant.epsilon(self.against(adversary.id, client), self.delta, prv=False).epsilon
+        except UnsupportedMechanismError:
+            return NO_CERTIFICATE
+
+    def against(self, row: str, client: int) -> tuple[SampledGaussian, ...]:
+        """The client's mechanisms with the noise that this adversary does not know."""
+        shares = next(a.shares for a in self.adversaries if a.id == row) or WHOLE
+        return accountant.mechanisms([remaining(m, shares) for m in self.mechanisms[client]])
+
+    @property
+    def worst_mechanisms(self) -> tuple[SampledGaussian, ...]:
+        """What the headline is computed from."""
+        return self.against(self.worst_row, self.worst)
 
     def _mechanisms(self, client: int) -> tuple[SampledGaussian, ...]:
         if client in self.charges:
@@ -52,6 +80,11 @@ class Derived:
         attempts = sum(client in r["shared"] for r in self.facts["rounds"])
         charge = Charge(self.manifest["task"], self.facts["manifest"]["digest"], 0, 0, event)
         return accountant.mechanisms([charge.mechanism] * attempts)
+
+    @property
+    def adjacency(self) -> str:
+        """The short word that stands beside every ε."""
+        return ADJACENCY[self.privacy["adjacency"]]
 
     @property
     def complete(self) -> bool:
@@ -66,12 +99,12 @@ class Derived:
 
 def planned_event(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The event tree that one attempt under this manifest must be charged as."""
-    p = manifest["privacy"]
-    return step_event(
-        manifest["training"]["local_steps"],
-        (p["sampling_numerator"], p["sampling_denominator"]),
-        p["noise_steps"],
-        p["clip_steps"],
+    p, aggregation = manifest["privacy"], manifest["aggregation"]
+    probability = Fraction(p["sampling_numerator"], p["sampling_denominator"])
+    shares = aggregation["min_cohort"] - aggregation["max_corrupt"] if p["protocol"] == "R2" else 1
+    steps = manifest["training"]["local_steps"]
+    return event_tree(
+        SampledGaussian(steps, probability, p["noise_steps"], p["clip_steps"], shares, p["records_per_person"])
     )
 
 
@@ -103,5 +136,6 @@ def ratio(value: Fraction) -> str:
     return str(exact.quantize(_FOUR, ROUND_HALF_EVEN))
 
 
-def _order(epsilon: str) -> Decimal:
-    return Decimal("Infinity") if epsilon == ABOVE_CEILING else Decimal(epsilon)
+def order(epsilon: str) -> Decimal:
+    """For comparing figures; what has no number is above all numbers."""
+    return Decimal("Infinity") if epsilon in (ABOVE_CEILING, NO_CERTIFICATE) else Decimal(epsilon)

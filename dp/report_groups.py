@@ -1,20 +1,19 @@
-"""The fifteen groups of the accounting report, each a pure function of the facts; here the list and groups 7 to 15.
+"""The fifteen groups of the accounting report, each a pure function of the facts; here the list, 7 to 10 and 15.
 
 Verification calls the same functions on the facts and compares every leaf. Texts carry no figure that is not derived
 here; what is not measured says so. Figures are integers or decimal strings.
 """
 
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Mapping
 from fractions import Fraction
-from statistics import median_low
 from typing import Any
 
 from dp import accountant
 from dp import report_claims as claims
-from dp.accountant import ABOVE_CEILING
-from dp.report_facts import SETS
-from dp.report_figures import NOT_MEASURED, Derived, Facts, Group, iso, plain, ratio
+from dp import report_evidence as evidence
+from dp.report_facts import EVALUATION_PEOPLE, SCHEMA, SETS
+from dp.report_figures import Derived, Facts, Group, decimal, iso
+from dp.report_utility import utility
 
 PHASES = {
     "advertised": "advertise-keys",
@@ -39,10 +38,10 @@ def derive(facts: Facts, prv: bool = True) -> list[Group]:
         ("unprotected", "What is not protected, and the cost of tuning", _unprotected),
         ("randomness", "Randomness and numerics", _randomness),
         ("secure_aggregation", "Secure-aggregation transcript", _secure_aggregation),
-        ("audit", "Empirical audit", _audit),
-        ("utility", "Utility", _utility),
-        ("risk", "Risk in plain words", _risk),
-        ("governance", "Governance", _governance),
+        ("audit", "Empirical audit", evidence.audit),
+        ("utility", "Utility and fairness", utility),
+        ("risk", "Risk in plain words", evidence.risk),
+        ("governance", "Governance pointers", evidence.governance),
         ("recompute", "How to recompute this report", _recompute),
     )
     return [
@@ -68,35 +67,78 @@ def _participation(d: Derived) -> Group:
                 "stated": k in d.statements,
             }
         )
+    counted = next(a.shares for a in d.adversaries if a.id == "malicious-server") or (1, 1)
     return {
         "clients": rows,
-        "noise": "each client adds the full noise of group 5 in every step; others' noise is not counted on",
+        "realised_noise": [
+            {
+                "round": r["round"],
+                "attempt": r["attempt"],
+                "clients_in_the_sum": len(r["masked"]),
+                "shares_charged": counted[1],
+                "variance_over_charged": decimal(Fraction(len(r["masked"]), counted[1])),
+            }
+            for r in d.facts["rounds"]
+            if r["status"] == "released"
+        ],
+        "noise": "more noise than was charged lies in every sum with more shares; it is never counted on",
         "realised_sample_sizes": "private: they never leave a client",
     }
 
 
 def _unprotected(d: Derived) -> Group:
-    others = {str(k): len(d.charges[k]) - len(d.own_charges(k)) for k in sorted(d.statements)}
+    anybody, server = "everybody who sees the run", "the server and whoever watches the network"
+    items = (
+        ("membership of the consortium and of each cohort", anybody, "roster and rounds are public"),
+        ("who took part in which round, who dropped out and why", anybody, "drop reasons stand in this report"),
+        ("timing and size of uploads", server, "the size is the same for all; the time depends on the machine"),
+        ("number of clients in each sum", anybody, "the noise is stated against it"),
+        ("the privacy ledgers' rows: tasks, rounds, attempts, mechanisms", anybody, "so that ε can be recomputed"),
+        ("manifest: model, adapter, q, clip, noise, upper bound on records", anybody, "constants, not taken from data"),
+    )
     return {
-        "public": [
-            "who took part in which round, timing and size of uploads",
-            "manifest, roster, drop reasons, number of clients in each sum",
-            "the privacy ledgers' rows: tasks, rounds, attempts and mechanisms",
-        ],
+        "public": [{"quantity": what, "seen_by": who, "why": why} for what, who, why in items],
         "evaluation_data": d.facts["run"]["evaluation_data"],
-        "not_promised": ["poisoning by a client", "inference about groups or about the population as a whole"],
-        "charges_of_other_tasks_and_runs": others,
+        "evaluation_people": EVALUATION_PEOPLE[d.facts["run"]["evaluation_people"]],
+        "evaluation_covered": d.facts["run"]["evaluation_people"] != "inside-the-unit",
+        "not_promised": [
+            "protection against poisoning by a client",
+            "protection against inference about groups or about the population as a whole",
+        ],
         "tuning": "runs over the same population stand in the same ledger and are composed in full",
+        "tuning_cost": [_tuning(d, k) for k in sorted(d.statements)],
+    }
+
+
+def _tuning(d: Derived, client: int) -> Group:
+    own = d.own_charges(client)
+    other = [c for c in d.charges[client] if c not in own]
+    return {
+        "client_id": client,
+        "name": d.names[client],
+        "charges_of_this_task": len(own),
+        "charges_of_other_tasks_and_runs": len(other),
+        "epsilon_of_this_task_alone": accountant.epsilon(own, d.delta, prv=False).epsilon,
+        "epsilon_of_everything": d.accounting[client].epsilon,
     }
 
 
 def _randomness(d: Derived) -> Group:
+    a = d.aggregation
+    bits = 64 // a["slots_per_word"]
     return {
         "generator": "AES-256-CTR, seeded from the operating system in each client, never logged",
         "draws": ["Poisson sample", "discrete Gaussian noise"],
         "noise": "exact discrete Gaussian, the last step before the optimiser; no clamp and no rounding after it",
         "torch_generator": "used for nothing in a privacy claim",
         "floating_point": "per-record gradients are floats; the clip norm is checked again in integers",
+        "headroom": {
+            "slot_bits": bits,
+            "largest_value_of_one_client": a["bound"],
+            "largest_slot_sum": 2 * a["bound"] * a["num_clients"],
+            "slot_holds": 2**bits - 1,
+            "fits": 2 * a["bound"] * a["num_clients"] <= 2**bits - 1,
+        },
         "versions": dict(d.facts["versions"]),
     }
 
@@ -152,103 +194,23 @@ def _drop(r: Mapping[str, Any], client: int) -> Group:
     }
 
 
-def _audit(_: Derived) -> Group:
-    return {
-        "status": NOT_MEASURED,
-        "meaning": "the guarantee rests on the proof and the code, not on an attack that failed",
-    }
-
-
-def _utility(d: Derived) -> Group:
-    methods = [_method(d, m) for m in d.facts["utility"]]
-    trained = {m["samples_per_client"] for m in methods if m["method"] != "majority"}
-    by_name = {name: [m for m in methods if m["method"] == name] for name in {m["method"] for m in methods}}
-    alone = [Decimal(m["accuracy"]) for m in by_name.get("alone-dp", [])]
-    federated = [Decimal(m["accuracy"]) for m in by_name.get("federated-dp", [])][:1]
-    majority = [Decimal(m["accuracy"]) for m in by_name.get("majority", [])][:1]
-    return {
-        "status": "measured on one common test split" if methods else NOT_MEASURED,
-        "methods": methods,
-        "labels": list(d.training["labels"]),
-        "same_number_of_samples_seen": len(trained) <= 1,
-        "median_alone_accuracy": str(median_low(alone)) if alone else NOT_MEASURED,
-        "federated_dp_minus_majority": str(federated[0] - majority[0]) if federated and majority else NOT_MEASURED,
-        "federated_dp_minus_median_alone": str(federated[0] - median_low(alone))
-        if federated and alone
-        else NOT_MEASURED,
-        "fairness_between_hospitals_and_groups": NOT_MEASURED,
-    }
-
-
-def _method(d: Derived, m: Mapping[str, Any]) -> Group:
-    confusion = m["confusion"]
-    right, total = sum(row[i] for i, row in enumerate(confusion)), sum(map(sum, confusion))
-    return {
-        "method": m["method"],
-        "client_id": m["client_id"],
-        "name": "" if m["client_id"] is None else d.names[m["client_id"]],
-        "samples_per_client": m["steps_per_client"] * d.training["expected_batch"],
-        "test_records": total,
-        "correct": right,
-        "accuracy": ratio(Fraction(right, max(total, 1))),
-        "macro_f1": ratio(macro_f1(confusion)),
-    }
-
-
-def macro_f1(confusion: Sequence[Sequence[int]]) -> Fraction:
-    """Mean of the classes' F1 (2·tp / (true + predicted)); a class that is neither true nor predicted counts 0."""
-    columns = [sum(column) for column in zip(*confusion, strict=True)]
-    scores = [Fraction(2 * row[i], max(sum(row) + columns[i], 1)) for i, row in enumerate(confusion)]
-    return sum(scores, Fraction(0)) / max(len(scores), 1)
-
-
-def _risk(d: Derived) -> Group:
-    rows = []
-    for k in sorted(d.names):
-        if d.accounting[k].epsilon == ABOVE_CEILING:
-            advantage, tpr = "1.0000", "1.0000"
-        else:
-            advantage = accountant.membership_advantage(d.mechanisms[k])
-            tpr = accountant.tpr_at_fpr(d.mechanisms[k])
-        rows.append({"client_id": k, "membership_advantage": advantage, "tpr_at_1_percent_fpr": tpr})
-    worst = next(row for row in rows if row["client_id"] == d.worst)
-    return {
-        "per_client": rows,
-        "plain_words": [
-            "Somebody who sees everything that was released tries to tell whether one given record was in the "
-            "training data: the best possible test is right more often than wrong by at most "
-            f"{worst['membership_advantage']} (0 is guessing, 1 is certainty).",
-            "If that test accuses one person in a hundred wrongly, it finds at most "
-            f"{worst['tpr_at_1_percent_fpr']} of the people who really were in the data.",
-            f"The guarantee may fail outright with probability at most {d.privacy['delta']} per record: at most "
-            f"{plain(d.delta * d.privacy['max_records'])} records expected among {d.privacy['max_records']}.",
-        ],
-        "source": "the whole privacy-loss distribution, not one pair (ε, δ)",
-    }
-
-
-def _governance(_: Derived) -> Group:
-    return {
-        "statement": "This report is evidence, not a legal determination.",
-        "pointers": "legal basis, ethics vote and data-protection assessment: not part of this version of the report",
-    }
-
-
 def _recompute(_: Derived) -> Group:
     return {
-        "command": "secagg report verify report.json",
+        "command": "secagg report verify report.json --owner owner.pub",
+        "schema": f"secagg report schema; {SCHEMA}",
         "result": "not stored: a report cannot vouch for itself; run the command",
         "recomputed": [
             "hash chain, head and charges of every privacy ledger",
             "every ε, the budget curves, the δ(ε) curve and the risk figures, from the event trees",
-            "units, thresholds, sizes, participation, accuracy and macro-F1, every sentence with a figure",
+            "the trust table, units, thresholds, headroom, sizes, participation, every sentence with a figure",
+            "accuracy, macro-F1, AUC and the gaps between hospitals, from integer counts",
         ],
         "bound_by_signatures": [
             "manifest and roster: the owner's; ledgers: each client's; release-ledger rows and the whole: the server's",
         ],
         "not_recomputable": [
-            "the server's word alone: times, drop reasons, adapter and sum digests, confusion matrices, "
-            "evaluation data, versions",
+            "the server's word alone: times, drop reasons, adapter and sum digests, counts of the evaluation, "
+            "evaluation data, the audit's findings, governance statements, versions",
             "the PRV cross-check, where Opacus is not installed",
         ],
     }

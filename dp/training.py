@@ -1,9 +1,10 @@
 """Local DP-SGD around a PEFT adapter: Opacus' per-sample gradients, our sampler, our integer noise.
 
-One step, protocol R1 of design page DP: a Poisson sample by `rng`; per record the gradient of its own loss (Opacus,
+One step of protocol R1 (`train`): a Poisson sample by `rng`; per record the gradient of its own loss (Opacus,
 `loss_reduction="sum"`); clip, round toward zero onto the grid, drop rows above the bound; the integer sum; integer
 noise by `rng`, once per logical batch and also where the sample is empty; dequantise; divide by the public
-`expected_batch`; the optimizer, which is post-processing. torch's generator decides nothing.
+`expected_batch`; the optimizer, which is post-processing. torch's generator decides nothing. Protocol R2 (`noised_sum`)
+ends with the integers, of which other clients' are added before anybody sees them, and with a share of the noise.
 
 The guarantee takes the gradient of a record as a function of that record and of the released parameters. Modules
 that couple records are refused. What remains is the last bits of float32: kernels add up in an order that depends on
@@ -81,6 +82,31 @@ class TrainingOutcome:
     steps: int
     noise_calls: int
     records_seen: int
+
+
+def noised_sum(
+    model: nn.Module, dataset: Mapping[str, Tensor], plan: DpSgdPlan, rng: Csprng, device: str = "cpu"
+) -> NDArray[np.int64]:
+    """Protocol R2: the integer sum (d,) of one sample's clipped gradients, plus this client's share of the noise.
+
+    In grid steps, of the parameters that require a gradient, in their order; nothing is trained and the model is left
+    as it was. One share is not enough noise: the result must not leave but under the masks of a sum that holds at least
+    `plan.mechanism.shares` of them. Arguments and errors as `train`.
+    """
+    if plan.mechanism is None or plan.steps != 1:
+        found = "no noise" if plan.mechanism is None else f"{plan.steps} steps"
+        raise UnsupportedMechanismError(
+            "a sum with a share of the noise is of one sample", found=found, expected="one step with noise", code="E236"
+        )
+    model.to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _train_mode(model):
+        _refuse_unsupported(model, parameters)
+        records = _Records(model, dataset, device)
+        with _per_sample_gradients(model, parameters, wanted=True):
+            sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
+            total = _bounded_sum(model, parameters, records.batches(sample, plan.max_physical_batch), plan.mechanism)
+            return plan.mechanism.privatize(total, rng)
 
 
 def train(

@@ -24,6 +24,7 @@ from dp.training import train
 from ffm.adapters import build_from_spec, flatten, load_flat
 from ffm.data import Record, read_records, tokenize
 from ffm.models import load_classifier, load_tokenizer
+from ffm.ranking import log_odds, twice_wins
 from ffm.worker import plan_of
 from protocol.manifest import Manifest
 
@@ -36,11 +37,12 @@ _LOADING = threading.Lock()  # transformers swaps initialisers of the whole proc
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row of the comparison. `confusion[i, j]`: test records of label i that were called j."""
+    """One row of the comparison. `confusion[i, j]`: test records of label i that were called j; see `ffm.ranking`."""
 
     name: str
     confusion: Matrix = field(repr=False)
     samples_seen: int
+    twice_wins: tuple[int, ...] | None = None
 
 
 class Bench:
@@ -74,9 +76,18 @@ class Bench:
 
     def evaluate(self, vector: Vector) -> Matrix:
         """Confusion matrix of the model at `vector` on the public test file."""
+        return self.compare("", vector, 0).confusion
+
+    def compare(self, name: str, vector: Vector, samples_seen: int) -> Comparison:
+        """The model at `vector` on the public test file."""
         model, _ = self.start()
         load_flat(model, self.manifest.adapter, vector)
-        return evaluate(model, self.test, len(self.manifest.training.labels))
+        return self._comparison(name, model, samples_seen)
+
+    def _comparison(self, name: str, model: nn.Module, samples_seen: int) -> Comparison:
+        logits, truth = predict(model, self.test), self.test["labels"].numpy()
+        confusion = _confusion(logits, truth)
+        return Comparison(name, confusion, samples_seen, twice_wins(log_odds(logits), truth))
 
     def federated(self, rng: Csprng, *, private: bool) -> Comparison:
         """Federated averaging of all hospitals in every round.
@@ -121,12 +132,23 @@ class Bench:
                 change += flatten(model, adapter) - vector
             vector = (vector + change / len(sites)).astype(np.float32)
         load_flat(model, adapter, vector)
-        return Comparison(name, evaluate(model, self.test, len(self.manifest.training.labels)), seen)
+        return self._comparison(name, model, seen)
 
 
-def evaluate(model: nn.Module, test: Dataset, labels: int) -> Matrix:
+def evaluate(model: nn.Module, test: Dataset) -> Matrix:
     """Confusion matrix (labels, labels), int64: row = truth, column = prediction. Leaves the model's mode as it was."""
-    confusion = np.zeros((labels, labels), dtype=np.int64)
+    return _confusion(predict(model, test), test["labels"].numpy())
+
+
+def _confusion(logits: Vector, truth: npt.NDArray[np.int64]) -> Matrix:
+    confusion = np.zeros((logits.shape[1], logits.shape[1]), dtype=np.int64)
+    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
+    return confusion
+
+
+def predict(model: nn.Module, test: Dataset) -> Vector:
+    """Logits (records, labels) in the order of the records. Leaves the model's mode as it was."""
+    parts, places = [], []
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -138,9 +160,11 @@ def evaluate(model: nn.Module, test: Dataset, labels: int) -> Matrix:
                 input_ids=test["input_ids"][rows, :width].to(device),
                 attention_mask=test["attention_mask"][rows, :width].to(device),
             ).logits
-            np.add.at(confusion, (test["labels"][rows].numpy(), logits.argmax(dim=1).cpu().numpy()), 1)
+            parts.append(logits.float().cpu().numpy())
+            places.append(rows.numpy())
     model.train(mode)
-    return confusion
+    out: Vector = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+    return out
 
 
 def accuracy(confusion: Matrix) -> float:

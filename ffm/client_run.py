@@ -17,13 +17,14 @@ from typing import Any
 
 from dp.budget import Budget, check_next
 from dp.errors import LedgerError, PrivacyError
-from dp.events import step_event
+from dp.events import event_tree
 from dp.ledger import Charge as LedgerCharge
 from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
+from ffm.plan import attempt_mechanism
 from ffm.published_sum import VALUE_BYTES, verified_next
-from ffm.round_update import RoundUpdate, Trainer
-from ffm.step import Model, model_bytes, model_from_bytes
+from ffm.round_update import RoundUpdate, Trainer, Update, integers_only, reals_only
+from ffm.step import Model, initial_model, model_bytes, model_from_bytes, parameters_of
 from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
@@ -37,7 +38,7 @@ from protocol.rpc.frames import Receipt, Status
 from protocol.rpc.journal import ClientJournal
 from secagg.encoding import Words
 from secagg.errors import SecAggError
-from secagg.masking import Framed, chunks, frame_real
+from secagg.masking import Framed, chunks, frame, frame_real
 from secagg.types import Phase
 
 log = logging.getLogger(__name__)
@@ -48,13 +49,7 @@ Event = Callable[[dict[str, Any]], None]
 
 def round_charge(manifest: Manifest, round_: int, attempt: int) -> LedgerCharge:
     """What one attempt of this manifest costs: `local_steps` sampled Gaussian steps, charged once."""
-    p = manifest.privacy
-    event = step_event(
-        manifest.training.local_steps,
-        (p.sampling_numerator, p.sampling_denominator),
-        p.noise_steps,
-        p.clip_steps,
-    )
+    event = event_tree(attempt_mechanism(manifest))
     return LedgerCharge(manifest.task, manifest.digest().hex(), round_, attempt, event)
 
 
@@ -108,11 +103,12 @@ class ClientRun:
         books: tuple[ClientJournal, PrivacyLedger],
         initial: Model,
     ) -> None:
+        """`initial`: the parameters that the manifest's seed gives."""
         self._setup = setup
         self._rpc = rpc
         self._training = training
         self._journal, self._ledger = books
-        self._initial_digest = setup.manifest.model_digest(model_bytes(initial))
+        self._initial_digest = setup.manifest.model_digest(model_bytes(initial_model(initial, setup.manifest)))
         self._next: tuple[bytes, Model] | None = None  # digest and model that the next attempt must start from
         self._joined: _Joined | None = None
         self._update: RoundUpdate | None = None
@@ -176,7 +172,7 @@ class ClientRun:
         # One generator per attempt: with the secrets of an attempt goes the key that they were drawn with.
         session = ClientSession(setup, message, memory, Csprng.from_os().take)
         update = self._carried(message)
-        if manifest.privacy.protocol == "R1" and not (update and update.charged):
+        if manifest.privacy.protocol != "none" and not (update and update.charged):
             await self._check_budget(message)
         if message.round == 1 and message.model_digest != self._initial_digest:
             raise RemoteProtocolError(
@@ -188,7 +184,7 @@ class ClientRun:
         model = await self._model(message.model_digest)
         effects = session.start()
         if update is None:
-            task = asyncio.ensure_future(self._training.train(message.round, model))
+            task = asyncio.ensure_future(self._training.train(message.round, parameters_of(model, manifest)))
             update = self._update = RoundUpdate(message.round, message.attempt, message.model_digest, task)
         self._joined = _Joined(session, message, model)
         again = update.attempt != message.attempt
@@ -201,7 +197,7 @@ class ClientRun:
         """The model that the attempt starts from: the one that we computed ourselves, if we could, or the server's."""
         expected, self._next = self._next, None  # known again when the sum is published, or the attempt was aborted
         if expected is None:
-            data = await self._rpc.download(announced, 4 * self._setup.manifest.adapter.size)
+            data = await self._rpc.download(announced, 4 * self._setup.manifest.model_size)
             return model_from_bytes(data, self._setup.manifest, announced)
         digest, model = expected
         if announced != digest:
@@ -267,9 +263,13 @@ class ClientRun:
         if joined is not None and joined.session.phase is not Phase.ABORTED:
             await self._apply(joined.session.provide_input(update.values))
 
-    def _encode(self, update: Model) -> Framed:
-        """Fixed point with unbiased rounding; NaN and out-of-range values are refused here, before anything is sent."""
-        return frame_real(update, self._setup.params, Csprng.from_os().take)
+    def _encode(self, update: Update) -> Framed:
+        """Fixed point with unbiased rounding; NaN and out-of-range values are refused here, before anything is sent.
+        Integers of protocol R2 are encoded as they are: nothing may come after the noise."""
+        params = self._setup.params
+        if self._setup.manifest.privacy.protocol == "R2":
+            return Framed(frame(integers_only(update), params), params)
+        return frame_real(reals_only(update), params, Csprng.from_os().take)
 
     async def _receive(self, message: ServerMessage) -> None:
         joined = self._joined
@@ -337,7 +337,7 @@ class ClientRun:
 
     async def _charge(self, update: RoundUpdate, attempt: int) -> None:
         """Durably, before a byte of these values leaves; a further attempt that carries the same ones costs nothing."""
-        if self._setup.manifest.privacy.protocol == "R1" and not update.charged:
+        if self._setup.manifest.privacy.protocol != "none" and not update.charged:
             charge = round_charge(self._setup.manifest, update.round, attempt)
             await asyncio.to_thread(self._ledger.charge, charge)
         update.charged = True

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ffm import heart
 from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
 from ffm.data import write_hospitals
 from ffm.models import locate
-from ffm.task import TaskSettings, build_manifest
+from ffm.task import HeartSettings, TaskSettings, build_manifest
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from secagg.types import ClientId
@@ -55,17 +56,11 @@ def free_port() -> int:
 
 def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
     """Partition the data, sign roster and manifest, make all folders. The owner's key stays in consortium/owner."""
-    names = (
-        HOSPITALS
-        if settings.data.sites == len(HOSPITALS)
-        else tuple(f"hospital-{i}" for i in range(1, settings.data.sites + 1))
-    )
-    staging = tuple(run / "data" / f"{name}.csv" for name in names)
-    test_file = run / "data" / "test.csv"
-    labels = write_hospitals(staging, test_file, settings.data.partition())
+    staging, test_file, labels = _lay_out(run / "data", settings)
+    names = tuple(staging)
     manifest = build_manifest(settings, model, labels)
     config = ConsortiumConfig(
-        consortium="hospital example",
+        consortium=f"{settings.task} example",
         task="settings",
         server=ServerConfig(host="127.0.0.1", port=free_port()),
         decryptor=None if manifest.aggregation.encryption is None else DECRYPTOR_NAME,
@@ -73,7 +68,7 @@ def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
     )
     made = create_consortium(config, run / "consortium", manifest)
     site_files = []
-    for name, source in zip(names, staging, strict=True):
+    for name, source in staging.items():
         target = made.clients[name] / "records.csv"
         os.replace(source, target)  # each hospital's records lie in its own folder and nowhere else
         target.chmod(0o600)
@@ -83,6 +78,17 @@ def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
         for toml in (made.server / "server.toml", *(site / "client.toml" for site in made.clients.values())):
             toml.write_text(f"{toml.read_text()}base_model = {json.dumps(str(Path(chosen).resolve()))}\n")
     return Layout(run, made, manifest, test_file, tuple(site_files), locate(chosen))
+
+
+def _lay_out(folder: Path, settings: TaskSettings) -> tuple[Mapping[str, Path], Path, tuple[str, ...]]:
+    """(CSV of each site, public test CSV, labels) of the example that the settings name."""
+    if isinstance(settings.data, HeartSettings):
+        return *heart.write_sites(folder, settings.data.seed), heart.LABELS
+    count = settings.data.sites
+    names = HOSPITALS if count == len(HOSPITALS) else tuple(f"hospital-{i}" for i in range(1, count + 1))
+    files = {name: folder / f"{name}.csv" for name in names}
+    test_file = folder / "test.csv"
+    return files, test_file, write_hospitals(tuple(files.values()), test_file, settings.data.partition())
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@
 | E514 | a data file without records |
 | E515 | settings with an unknown, missing or wrong key |
 | E516 | planned steps that do not fit the privacy budget |
+| E517 | more records at a site than the manifest allows |
 | E521 | the training process ended or cannot be started |
 | E522 | a malformed frame, or a request out of order, on the training process's pipes |
 | E523 | training failed inside the training process (memory, device) |

@@ -21,10 +21,12 @@ from dp.report import (
     SignedDocument,
     SignedStatement,
     build_report,
+    rebuild_report,
     render_html,
     verify_report,
 )
 from dp.report_checks import statement_checks
+from dp.report_markdown import render_markdown
 from ffm.client_run import STATEMENT_KIND
 from ffm.server_run import RoundFacts, RunState, write_atomic
 from protocol import manifest as manifest_module
@@ -130,23 +132,100 @@ def gather(
 
 
 def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
-    """Build, verify, sign and write report.json, report.json.sig, report.html and the owner's key; the report.
+    """Build, verify, sign and write report.json with its signature, report.html, report.md and the owner's key.
 
     Raises:
         ReportError: The report that was built does not verify: nothing is written.
     """
-    report = build_report(facts)
+    return _write(folder / "report.json", build_report(facts), server, owner)
+
+
+def _write(path: Path, report: dict[str, Any], server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
     body = signed.canonical(report)
     failed = [check for check in verify_report(report) if not check.ok]
     if failed:
         raise ReportError(
             f"the report does not verify: {failed[0].name}", found=failed[0].found, expected=failed[0].expected
         )
-    write_atomic(folder / "report.json", body)
-    write_atomic(folder / "report.json.sig", signed.sign(KIND, body, server))
-    write_atomic(folder / "report.html", render_html(report).encode())
-    write_atomic(folder / OWNER_FILE, owner.to_bytes().hex().encode() + b"\n")
+    write_atomic(path, body)
+    write_atomic(path.with_name(path.name + ".sig"), signed.sign(KIND, body, server))
+    write_atomic(path.with_suffix(".html"), render_html(report).encode())
+    write_atomic(path.with_suffix(".md"), render_markdown(report).encode())
+    write_atomic(path.with_name(OWNER_FILE), owner.to_bytes().hex().encode() + b"\n")
     return report
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """A report whose figures follow from its facts; signatures are `verify_files`'s to check.
+
+    Raises:
+        ReportError: E602, not readable; E603, a figure does not follow. DocumentError: not canonical JSON.
+    """
+    report = signed.parse("report", _read(path))
+    failed = [check for check in verify_report(report, prv=False) if not check.ok]
+    if failed:
+        raise ReportError(
+            f"the figures of {path} do not follow from its facts",
+            found=f"{len(failed)} failed checks, first: {failed[0].name}",
+            expected="none",
+            do=f"secagg report verify {path}",
+            code="E603",
+        )
+    whole: dict[str, Any] = report
+    return whole
+
+
+def attach(path: Path, server: SigningKey, audit: Path | None, governance: Path | None) -> dict[str, Any]:
+    """Put an audit's result (group 11) or the operator's statements (group 14) into a finished report; sign it again.
+
+    Args:
+        path: report.json of a run; the files beside it are written anew.
+        server: The key that signed the report.
+        audit: JSON as `secagg audit` writes it.
+        governance: A JSON object of texts, with keys of `dp.report_facts.GOVERNANCE`.
+
+    Raises:
+        ReportError: E602, a file that cannot be read; E603, the report does not verify; E604, another server's report;
+            E601, the new facts contradict the others. DocumentError: not canonical JSON.
+    """
+    facts = read_verified(path)["facts"]
+    key = facts["roster"]["document"]["server"]["identity_key"]
+    if server.verify_key.to_bytes().hex() != key:
+        raise ReportError(
+            "another server's report",
+            found=f"this server's key {server.verify_key.fingerprint()}",
+            expected=f"{VerifyKey(bytes.fromhex(key)).fingerprint()}, as in the report's roster",
+            do="give the folder of the server that ran it",
+            code="E604",
+        )
+    if audit is not None:
+        facts["audit"] = _json(audit)
+    if governance is not None:
+        facts["governance"] = _json(governance)
+    owner = VerifyKey(bytes.fromhex(_read(path.with_name(OWNER_FILE)).decode().strip()))
+    return _write(path, rebuild_report(facts), server, owner)
+
+
+def _json(path: Path) -> Any:
+    """JSON that people may have written by hand: any layout, but each key once."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(_read(path), object_pairs_hook=once)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ReportError(
+            "a file for the report is not what it should be",
+            found=f"{path}: {error}",
+            expected="a JSON object, each key once",
+            code="E602",
+        ) from None
+    return value
 
 
 def verify_files(path: Path, owner: VerifyKey | None) -> list[Check]:

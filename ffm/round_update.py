@@ -7,17 +7,41 @@ live in RAM only; a restarted process trains afresh and is charged afresh.
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ffm.step import Model
+from protocol.errors import LocalProtocolError
 from secagg.masking import Framed
+
+Number = TypeVar("Number", np.float32, np.int64)
+Update = NDArray[np.float32] | NDArray[np.int64]
 
 
 class Trainer(Protocol):
     """What trains: `ffm.training_process.TrainingProcess`."""
 
-    async def train(self, round_: int, model: Model) -> Model:
-        """The update of one round: the difference of the trainable parameters, float32, noised where promised."""
+    async def train(self, round_: int, parameters: Model) -> Update:
+        """The update of one round: the difference of the trainable parameters, float32, noised where promised; under
+        protocol R2 the noised sum of gradients, int64, in grid steps."""
+
+
+def integers_only(update: Update) -> NDArray[np.int64]:
+    """The update of protocol R2, or LocalProtocolError: reals would have to be rounded after the noise."""
+    return _of_type(np.int64, update)
+
+
+def reals_only(update: Update) -> Model:
+    """The update of protocols R1 and none, or LocalProtocolError."""
+    return _of_type(np.float32, update)
+
+
+def _of_type(kind: type[Number], update: Update) -> NDArray[Number]:
+    if update.dtype != kind:
+        raise LocalProtocolError("an update of another type", found=update.dtype, expected=kind.__name__)
+    return cast(NDArray[Number], update)
 
 
 @dataclass(slots=True)
@@ -27,7 +51,7 @@ class RoundUpdate:
     round: int
     attempt: int  # the first one that it was made for
     model_digest: bytes
-    training: asyncio.Task[Model] | None
+    training: asyncio.Task[Update] | None
     values: Framed | None = field(default=None, repr=False)  # encoded; each attempt masks a copy
     charged: bool = False
 
@@ -42,7 +66,7 @@ class RoundUpdate:
             self.values = None
 
 
-def _ignore(training: "asyncio.Task[Model]") -> None:
+def _ignore(training: "asyncio.Task[Update]") -> None:
     """Nobody waits for this result; a failure shows again in the next training."""
     if not training.cancelled():
         training.exception()

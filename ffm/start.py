@@ -19,7 +19,7 @@ from ffm.client_run import ClientRun
 from ffm.report_files import Documents, gather, write_report
 from ffm.server_run import ServerRun, write_atomic
 from ffm.site import Site
-from ffm.step import Model, model_bytes
+from ffm.step import Model, initial_model, model_bytes, parameters_of
 from ffm.training_process import TrainingProcess
 from protocol.client_states import ClientSetup
 from protocol.decryptor import DecryptorSetup
@@ -105,16 +105,16 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
     try:
-        resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_initial, site))
+        resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_first_model, site))
         await rpc.start(*site.address)
         if not resumed:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
-        model = await run.run(await asyncio.to_thread(_initial, site))
+        model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = await run.finish(options.wait_statements_s)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
         write_statements(run_folder, statements)
-        if site.manifest.privacy.protocol == "R1":
+        if site.manifest.privacy.protocol != "none":
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
             await asyncio.to_thread(write_report, run_folder, facts, site.identity, site.owner)
     finally:
@@ -260,6 +260,10 @@ def _base_model(site: Site) -> Path:
     return locate(site.settings.base_model or site.manifest.base_model.name)
 
 
+def _first_model(site: Site) -> Model:
+    return initial_model(_initial(site), site.manifest)
+
+
 def _initial(site: Site) -> Model:
     """The manifest's initial adapter: read from the server's folder if it was computed before."""
     path = site.folder / INITIAL
@@ -289,7 +293,7 @@ def _write_adapter(site: Site, model: Model, folder: Path) -> None:
     wrapped = build_from_spec(
         load_classifier(base, site.manifest.training.labels, site.manifest.adapter.seed), site.manifest.adapter
     )
-    load_flat(wrapped, site.manifest.adapter, model)
+    load_flat(wrapped, site.manifest.adapter, parameters_of(model, site.manifest))
     save_adapter(wrapped, folder, site.manifest.base_model.name)
 
 

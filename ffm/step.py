@@ -1,15 +1,16 @@
 """The server step, and the bytes in which models and aggregates travel. Both sides run the same code.
 
-A model is the flat float32 vector of the manifest's tensors; it travels as little-endian bytes under its digest. The
-step is federated averaging (McMahan et al. 2017) with equal, public weights: float64 arithmetic, one rounding to
-float32, the same bits on every machine. A client that knows the model and the published sum recomputes the next model
-by itself.
+A model is the flat float32 vector of the manifest's tensors, followed by the moments of the server's optimizer where it
+has them; it travels as little-endian bytes under its digest. The step is federated averaging (McMahan et al. 2017) with
+equal, public weights, or FedAdam or FedYogi (Reddi et al. 2021) on the same mean: float64 additions, multiplications,
+divisions and square roots, which IEEE 754 fixes, and one rounding to float32, so the same bits on every machine. A
+client that knows the model and the published sum recomputes the next model by itself.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.manifest import Manifest
+from protocol.manifest import Manifest, ServerSpec
 from secagg.encoding import Values
 from secagg.errors import SecAggError
 from secagg.labels import AGGREGATE_DIGEST
@@ -37,11 +38,11 @@ def model_from_bytes(data: bytes, manifest: Manifest, expected_digest: bytes) ->
             code="E430",
         )
     model = np.frombuffer(data, dtype="<f4")
-    if len(model) != manifest.adapter.size or not np.isfinite(model).all():
+    if len(model) != manifest.model_size or not np.isfinite(model).all():
         raise SecAggError(
             "the model has the wrong shape or holds NaN or infinite values",
             found=f"{len(model)} values",
-            expected=f"{manifest.adapter.size} finite values",
+            expected=f"{manifest.model_size} finite values",
             code="E431",
         )
     return model.astype(np.float32)
@@ -52,13 +53,51 @@ def aggregate_digest(ctx: bytes, included: tuple[ClientId, ...], total: bytes) -
     return digest(AGGREGATE_DIGEST, ctx, id_list(included), total)
 
 
+def initial_model(parameters: Model, manifest: Manifest) -> Model:
+    """The model that round 1 starts from: these parameters, moments of zero."""
+    return np.concatenate([parameters, np.zeros(manifest.model_size - len(parameters), dtype=np.float32)])
+
+
+def parameters_of(model: Model, manifest: Manifest) -> Model:
+    """The trained parameters inside a model: a view."""
+    return model[: manifest.adapter.size]
+
+
 def next_model(model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest) -> Model:
-    """model + total / (scale * count), rounded once to float32; piece by piece, without full float64 copies."""
-    divisor = float(manifest.aggregation.scale * count)
+    """The model after a sum over `count` clients; piece by piece, without full float64 copies. SPEC 7.7.
+
+    The mean update is total / (scale * count) of differences (R1, none), or -learning_rate / (scale * expected_batch)
+    times the total of gradients (R2), whose divisor is public.
+    """
+    training, size = manifest.training, manifest.adapter.size
+    factor, divisor = 1.0, float(manifest.aggregation.scale * count)
+    if manifest.privacy.protocol == "R2":
+        factor = -float(training.learning_rate)
+        divisor = float(manifest.privacy.scale * training.expected_batch)
     out = np.empty(len(model), dtype=np.float32)
+    vectors, old = out.reshape(-1, size), model.reshape(-1, size)
     scratch = np.empty(_PIECE)
-    for start in range(0, len(model), _PIECE):
-        part = out[start : start + _PIECE]
-        mean = np.divide(total[start : start + _PIECE], divisor, out=scratch[: len(part)])
-        np.add(mean, model[start : start + _PIECE], out=part, dtype=np.float64, casting="same_kind")
+    for start in range(0, size, _PIECE):
+        part = slice(start, start + _PIECE)
+        mean = np.divide(total[part], divisor, out=scratch[: len(total[part])])
+        if factor != 1.0:
+            mean *= factor
+        if training.server.optimizer == "fedavg":
+            mean *= float(training.server.learning_rate)
+            np.add(mean, old[0, part], out=vectors[0, part], dtype=np.float64, casting="same_kind")
+        else:
+            _adapt(mean, old[:, part].astype(np.float64), vectors[:, part], training.server)
     return out
+
+
+def _adapt(mean: NDArray[np.float64], old: NDArray[np.float64], new: Model, server: ServerSpec) -> None:
+    """FedAdam and FedYogi: rows parameters, first and second moment."""
+    rate, beta1, beta2 = float(server.learning_rate), float(server.beta1), float(server.beta2)
+    square = mean * mean
+    first = beta1 * old[1] + (1 - beta1) * mean
+    if server.optimizer == "fedadam":
+        second = beta2 * old[2] + (1 - beta2) * square
+    else:
+        second = old[2] - (1 - beta2) * square * np.sign(old[2] - square)
+    new[1], new[2] = first, second
+    new[0] = old[0] + rate * first / (np.sqrt(second) + float(server.tau))

@@ -6,10 +6,11 @@ and shapes of the trained tensors, and a check that the planned steps fit the ε
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -19,6 +20,7 @@ from ffm.adapters import AdapterSettings, adapter_spec, build
 from ffm.data import Partition
 from ffm.errors import DataError
 from ffm.models import base_model_spec, load_classifier, locate
+from ffm.plan import attempt_mechanism
 from protocol.manifest import AggregationSpec, DecimalString, Manifest, Name, Positive, PrivacySpec, TrainingSpec
 from protocol.roster import StrictModel
 from secagg.he.scheme import LIBRARY, widest_limbs
@@ -26,9 +28,22 @@ from secagg.he.scheme import LIBRARY, widest_limbs
 GENERIC_TARGETS = ("query", "value")  # names of BERT and RoBERTa; another architecture needs a section of its own
 
 
-class DataSettings(StrictModel):
-    """The example's partition; `dirichlet` is a fraction such as "3/10"."""
+class HeartSettings(StrictModel):
+    """The four hospitals of the heart example: they are as they are; only the split is drawn."""
 
+    source: Literal["heart"]
+    description: Name
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return f"{self.description}, split seed {self.seed}"
+
+
+class DataSettings(StrictModel):
+    """The hospital example's partition; `dirichlet` is a fraction such as "3/10"."""
+
+    source: Literal["icd10"] = "icd10"
     description: Name
     sites: Annotated[int, Field(ge=1, le=256)]
     dirichlet: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
@@ -46,6 +61,16 @@ class DataSettings(StrictModel):
         """The plan that `ffm.data.write_hospitals` takes."""
         alpha = Fraction(self.dirichlet)
         return Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_class, self.seed)
+
+
+class ServerSettings(StrictModel):
+    """The server step, in the manifest's words; by default plain averaging."""
+
+    optimizer: Annotated[str, Field(pattern="^(fedavg|fedadam|fedyogi)$")] = "fedavg"
+    learning_rate: DecimalString = "1"
+    beta1: DecimalString = "0"
+    beta2: DecimalString = "0"
+    tau: DecimalString = "0"
 
 
 class ModelSettings(StrictModel):
@@ -67,16 +92,19 @@ class ModelSettings(StrictModel):
     noise_steps: Annotated[int, Field(ge=0, le=2**40)]
     aggregation_scale: Positive
     aggregation_bound: Positive
+    server: ServerSettings = ServerSettings()
 
 
 class PrivacySettings(StrictModel):
     """The budget and what it rests on."""
 
-    protocol: Annotated[str, Field(pattern="^(R1|none)$")]
+    protocol: Annotated[str, Field(pattern="^(R1|R2|none)$")]
     epsilon: DecimalString
     delta: DecimalString
     max_records: Positive
     spare_rounds: Annotated[int, Field(ge=0, le=1000)]  # rounds that may be tried again within the budget
+    records_per_person: Annotated[int, Field(ge=1, le=64)] = 1
+    people_in_several_silos: Annotated[str, Field(pattern="^(none|within-bound)$")] = "none"
 
 
 class AggregationSettings(StrictModel):
@@ -107,7 +135,7 @@ class TaskSettings(StrictModel):
     task: Name
     labels: tuple[Name, ...] = ()  # in the classifier's order; empty: those of the ICD-10 example
     adapter_seed: Annotated[int, Field(ge=0, lt=2**53)]
-    data: DataSettings
+    data: DataSettings | HeartSettings
     privacy: PrivacySettings
     aggregation: AggregationSettings
     models: Mapping[str, ModelSettings]
@@ -183,19 +211,18 @@ def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:
         raise _invalid("the assurance cannot be had", error) from None
 
 
-def check_budget(privacy: PrivacySpec, steps: int) -> None:
-    """Refuse a plan whose `steps` gradient steps would cost more than the budget (DataError E516).
+def check_budget(privacy: PrivacySpec, planned: SampledGaussian) -> None:
+    """Refuse a plan whose gradient steps would cost more than the budget (DataError E516).
 
     Training would refuse as well, but only in the round that exceeds it.
     """
-    if privacy.protocol != "R1":
+    if privacy.protocol == "none":
         return
-    planned = SampledGaussian(steps, privacy.sampling_probability, privacy.noise_steps, privacy.clip_steps)
     cost = epsilon([planned], Decimal(privacy.delta), prv=True)  # all cross-checks before anything is released
     if not cost.within(Decimal(privacy.epsilon)):
         raise DataError(
             "the planned steps do not fit the privacy budget",
-            found=f"epsilon {cost.epsilon} for {steps} steps",
+            found=f"epsilon {cost.epsilon} for {planned.count} steps",
             expected=f"at most {privacy.epsilon} at delta {privacy.delta}",
             do="raise noise_steps (dp.accountant.calibrate finds the smallest), or plan fewer rounds",
             code="E516",
@@ -237,7 +264,7 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
             "protocol": settings.privacy.protocol,
             "unit": "record",
             "adjacency": "add-or-remove-one",
-            "records_per_person": 1,
+            "records_per_person": settings.privacy.records_per_person,
             "sampling_numerator": rate.numerator,
             "sampling_denominator": rate.denominator,
             "scale": chosen.scale,
@@ -246,15 +273,15 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
             "epsilon": settings.privacy.epsilon,
             "delta": settings.privacy.delta,
             "max_records": settings.privacy.max_records,
-            "people_in_several_silos": "none",
+            "people_in_several_silos": settings.privacy.people_in_several_silos,
         }
     )
-    check_budget(privacy, (chosen.rounds + settings.privacy.spare_rounds) * chosen.local_steps)
     training = TrainingSpec.model_validate(
         {
             "task": "sequence-classification",
             "labels": tuple(labels),
             **{key: getattr(chosen, key) for key in _TRAINING_KEYS},
+            "server": chosen.server.model_dump(),
         }
     )
     aggregation = AggregationSpec.model_validate(
@@ -265,7 +292,7 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
             **settings.aggregation.spec(),
         }
     )
-    return Manifest(
+    manifest = Manifest(
         version=1,
         task=settings.task,
         data=settings.data.sentence(),
@@ -275,6 +302,9 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
         privacy=privacy,
         aggregation=aggregation,
     )
+    steps = (chosen.rounds + settings.privacy.spare_rounds) * chosen.local_steps
+    check_budget(privacy, replace(attempt_mechanism(manifest), count=steps))
+    return manifest
 
 
 _TRAINING_KEYS = ("max_length", "optimizer", "learning_rate", "rounds", "local_steps", "expected_batch")

@@ -19,6 +19,9 @@ import numpy.typing as npt
 import ffm
 from ffm import frames
 from ffm.errors import TrainingProcessError
+from ffm.round_update import Update
+from protocol.manifest import Manifest
+from protocol.roster import parse_model
 
 _GRACE_S = 5.0
 
@@ -43,6 +46,7 @@ class TrainingProcess:
         self._process = process
         self._threads = threads
         self._turn = asyncio.Lock()
+        self._integers = False  # what `train` answers
 
     @classmethod
     async def spawn(cls, threads: int = 1, log: Path | None = None) -> "TrainingProcess":
@@ -94,26 +98,30 @@ class TrainingProcess:
             TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
                 data, E503 and E505 adapter, E524 device); E521 if the process ended.
         """
+        self._integers = parse_model(Manifest, "manifest", manifest).privacy.protocol == "R2"
         paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
         header, body = await self._request({"op": "load", **paths}, manifest)
         initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
 
-    async def train(self, round: int, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Local update of one round: trained minus `vector` (float32, flat), same shape.
+    async def train(self, round: int, vector: npt.NDArray[np.float32]) -> Update:
+        """Local update of one round: trained minus `vector` (float32, flat), same shape; under protocol R2 integers.
 
         Raises:
             TrainingProcessError: E503 or E504 for a vector that does not fit or is not finite, E522 before `load`,
                 E523 device failure, E521 if the process ended; codes of `dp.errors` as they are.
         """
         _, body = await self._request({"op": "train", "round": round}, vector.astype("<f4").tobytes())
-        if len(body) != 4 * vector.size:
+        expected = (8 if self._integers else 4) * vector.size
+        if len(body) != expected:
             raise TrainingProcessError(
                 "the training process sent an update of another length",
                 found=len(body),
-                expected=4 * vector.size,
+                expected=expected,
                 code="E522",
             )
+        if self._integers:
+            return np.frombuffer(body, dtype="<i8").astype(np.int64)
         return np.frombuffer(body, dtype="<f4").astype(np.float32)
 
     async def close(self) -> None:

@@ -5,8 +5,9 @@ It speaks `ffm.frames` on standard input and output, one request at a time:
     load   header: base_model (folder), data (CSV file), device, threads; body: the manifest's exact bytes, whose
            signature the parent has checked. Answers tensors, parameters, records (a count that stays on this machine),
            and as body the initial flat vector.
-    train  header: round; body: the global flat vector, float32 little-endian. Answers the local update, trained minus
-           global, in the same form. Under protocol R1 it is post-processing of noised steps.
+    train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
+           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocol R2 it
+           answers the integer sum of clipped gradients with a share of the noise, int64 little-endian.
 
 A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
 It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its
@@ -31,15 +32,17 @@ from peft import PeftModel
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng
-from dp.training import DpSgdPlan, train
+from dp.training import DpSgdPlan, noised_sum, train
 from ffm import frames
 from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
 from ffm.data import read_records, tokenize
-from ffm.errors import TrainingProcessError
+from ffm.errors import DataError, TrainingProcessError
 from ffm.models import load_classifier, load_tokenizer, offline, verify_base_model
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg.errors import SecAggError
+
+Update = np.ndarray[Any, np.dtype[np.float32]] | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
 
@@ -48,8 +51,9 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
     """The training plan of one round, from the signed manifest alone."""
     training, privacy = manifest.training, manifest.privacy
     mechanism = None
-    if privacy.protocol == "R1":
-        mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps)
+    if privacy.protocol != "none":
+        shares = manifest.noise_shares
+        mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps, shares)
     return DpSgdPlan(
         steps=training.local_steps,
         sampling_numerator=privacy.sampling_numerator,
@@ -79,15 +83,26 @@ class LocalTraining:
         _check_device(device)
         verify_base_model(manifest.base_model, base_model)
         records = read_records(data, training.labels)
+        if len(records) > manifest.privacy.max_records:  # δ and the headroom of the sum stand on this bound
+            raise DataError(
+                f"{data.name} holds more records than the manifest allows for all sites together",
+                found="more",  # the count stays at this site
+                expected=f"at most {manifest.privacy.max_records}",
+                do="ask the owner for a manifest with a larger max_records",
+                code="E517",
+            )
         base = load_classifier(base_model, training.labels, manifest.adapter.seed)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
         model = build_from_spec(base, manifest.adapter).to(torch.device(device))
         dataset = tokenize(load_tokenizer(base_model), records, training.labels, training.max_length)
         return cls(manifest, model, dataset, Csprng.from_os(), device)
 
-    def update(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """One round: start at `vector`, train by the plan, give trained minus global. Raises on NaN or wrong shapes."""
+    def update(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Update:
+        """One round: start at `vector`, train by the plan, give trained minus global (float32); under protocol R2 the
+        noised sum of gradients at `vector` (int64, in grid steps). Raises on NaN or wrong shapes."""
         load_flat(self.model, self.manifest.adapter, vector)
+        if self.manifest.privacy.protocol == "R2":
+            return noised_sum(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
         train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
         change: np.ndarray[Any, np.dtype[np.float32]] = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
@@ -173,7 +188,8 @@ class Worker:
         vector = np.frombuffer(body[: len(body) // 4 * 4], dtype="<f4").astype(np.float32)
         if len(body) % 4:
             vector = vector[:0]  # refused below, with both lengths in the message
-        return frames.pack({"ok": "train"}, self._training.update(vector).astype("<f4").tobytes())
+        update = self._training.update(vector)
+        return frames.pack({"ok": "train"}, update.astype(update.dtype.newbyteorder("<")).tobytes())
 
 
 def failure(code: str, what: str, found: object, expected: object, do: str | None) -> bytes:

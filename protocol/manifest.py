@@ -7,7 +7,7 @@ Integers and decimal strings only: every number inside a privacy claim is exact.
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from math import prod
+from math import ceil, isqrt, prod
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
@@ -28,6 +28,7 @@ DENIED_LIBRARIES: Final[frozenset[str]] = frozenset()
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+_LN2 = Fraction(694, 1000)  # rounded up
 
 
 class FileDigest(StrictModel):
@@ -67,8 +68,35 @@ class AdapterSpec(StrictModel):
         return sum(prod(t.shape) for t in self.tensors)
 
 
+class ServerSpec(StrictModel):
+    """The server step (Reddi et al. 2021, "Adaptive federated optimization"); both sides compute it alike. SPEC 7.7."""
+
+    optimizer: Literal["fedavg", "fedadam", "fedyogi"]
+    learning_rate: DecimalString
+    beta1: DecimalString  # of the moments; fedavg has none: "0"
+    beta2: DecimalString
+    tau: DecimalString  # added to the root of the second moment
+
+    @model_validator(mode="after")
+    def _sound(self) -> "ServerSpec":
+        beta1, beta2, tau = Decimal(self.beta1), Decimal(self.beta2), Decimal(self.tau)
+        if Decimal(self.learning_rate) <= 0:
+            raise ValueError("the server's learning rate must be positive")
+        if self.optimizer == "fedavg":
+            if beta1 or beta2 or tau:
+                raise ValueError("fedavg has no moments: beta1, beta2 and tau must be 0")
+        elif not (beta1 < 1 and beta2 < 1 and tau > 0):
+            raise ValueError("moments need beta1 and beta2 below 1 and tau above 0")
+        return self
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of the adapter's length in a model: the parameters, and two moments where the optimizer has them."""
+        return 1 if self.optimizer == "fedavg" else 3
+
+
 class TrainingSpec(StrictModel):
-    """Local training between two aggregations."""
+    """Local training between two aggregations, and the server step after them."""
 
     task: Literal["sequence-classification"]
     labels: tuple[Name, ...]
@@ -77,20 +105,23 @@ class TrainingSpec(StrictModel):
     learning_rate: DecimalString
     rounds: Positive
     local_steps: Positive
-    expected_batch: Positive  # public divisor of the summed gradient, never a count of real records
+    expected_batch: Positive  # public divisor of the summed gradient, never a count of real records; R2: of all clients
+    server: ServerSpec
 
 
 class PrivacySpec(StrictModel):
-    """Protocol R1 of DP: every client noises every step alone. All quantities in integer grid steps.
+    """Protocols of DP, SPEC 10. R1: every client noises every step alone. R2: each client sums the clipped gradients of
+    one sample and adds a share of the noise; only the sum over `min_cohort` clients or more is ever opened.
 
-    clip norm C = clip_steps / scale; noise standard deviation per step = noise_steps / scale;
-    noise multiplier = noise_steps / clip_steps; sampling probability = numerator / denominator.
+    All quantities in integer grid steps: clip norm C = clip_steps / scale; noise standard deviation of one step (R2: in
+    the sum, whatever `max_corrupt` clients do) = noise_steps / scale; noise multiplier = noise_steps / clip_steps;
+    sampling probability = numerator / denominator.
     """
 
-    protocol: Literal["R1", "none"]
+    protocol: Literal["R1", "R2", "none"]
     unit: Literal["record"]
     adjacency: Literal["add-or-remove-one"]
-    records_per_person: Annotated[int, Field(ge=1, le=1)]
+    records_per_person: Annotated[int, Field(ge=1, le=64)]  # K, over all silos
     sampling_numerator: Positive
     sampling_denominator: Positive
     scale: Positive
@@ -99,7 +130,7 @@ class PrivacySpec(StrictModel):
     epsilon: DecimalString  # budget per (silo, population) at delta
     delta: DecimalString
     max_records: Positive  # N_max, public upper bound on records over all silos
-    people_in_several_silos: Literal["none"]  # declared by the owner
+    people_in_several_silos: Literal["none", "within-bound"]  # declared by the owner; within K records in all
 
     @property
     def noise_multiplier(self) -> Fraction:
@@ -115,7 +146,9 @@ class PrivacySpec(StrictModel):
     def _sound(self) -> "PrivacySpec":
         if self.sampling_numerator > self.sampling_denominator:
             raise ValueError("sampling probability above 1")
-        if self.protocol == "R1":
+        if self.people_in_several_silos == "within-bound" and (self.protocol != "R2" or self.records_per_person < 2):
+            raise ValueError("people in several silos are within a bound of at least 2 records, and under R2 only")
+        if self.protocol != "none":
             if self.noise_steps < 100:
                 raise ValueError("noise_steps below 100: the integer noise is too coarse for the certificate")
             if not 0 < Decimal(self.delta) * self.max_records * 10 <= 1:
@@ -185,9 +218,49 @@ class Manifest(StrictModel):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"two entries with one {what} name")
+        if self.privacy.protocol == "R2":
+            self._check_shares()
         # Both constructors prove what they promise or raise ParameterError (a ValueError).
         self.secagg_params()
         return self
+
+    def _check_shares(self) -> None:
+        """What noise inside the sum needs. SPEC 10.8."""
+        training, privacy, aggregation = self.training, self.privacy, self.aggregation
+        if (training.local_steps, training.optimizer) != (1, "sgd"):
+            raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
+        if aggregation.scale != privacy.scale:
+            raise ValueError("R2 aggregates the integers of the mechanism: both scales must be equal")
+        if privacy.noise_steps**2 < 100 * self.noise_shares:
+            raise ValueError("a share of the noise is too coarse for the certificate: its variance is below 100")
+        least = self.largest_contribution()
+        if aggregation.bound < least:
+            raise ValueError(f"bound too small for the largest sample and the noise: R2 needs at least {least}")
+
+    @property
+    def noise_shares(self) -> int:
+        """How many clients' noise counts: R2, the smallest sum that is opened less those that may collude; else 1."""
+        return self.aggregation.min_cohort - self.aggregation.max_corrupt if self.privacy.protocol == "R2" else 1
+
+    def largest_contribution(self) -> int:
+        """R2: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8.
+
+        The sample: Bernstein's inequality for max_records coins of probability q. Each of its rows moves a coordinate
+        by at most clip_steps. The noise: 2·exp(-t^2 / 2v) for each coordinate (a discrete Gaussian is sub-Gaussian).
+        """
+        p = self.privacy
+        fail = 81 * _LN2
+        mean = p.sampling_probability * p.max_records
+        spread = 2 * mean * (1 - p.sampling_probability) * fail
+        batch = min(ceil(mean + _root_above(spread) + Fraction(2, 3) * fail), p.max_records)
+        coordinates = fail + (2 * self.adapter.size).bit_length() * _LN2
+        noise = _root_above(2 * Fraction(p.noise_steps**2, self.noise_shares) * coordinates)
+        return batch * p.clip_steps + noise
+
+    @property
+    def model_size(self) -> int:
+        """Values of a model as it travels: the adapter's, and the moments of the server's optimizer."""
+        return self.training.server.vectors * self.adapter.size
 
     def secagg_params(self) -> SecAggParams:
         """Validated aggregation parameters; raises ParameterError if they promise too much."""
@@ -218,8 +291,13 @@ class Manifest(StrictModel):
         return digest(MANIFEST_DIGEST, self.to_bytes())
 
     def model_digest(self, vector: bytes) -> bytes:
-        """Digest of a flat float32 little-endian adapter vector under this manifest."""
+        """Digest of a flat float32 little-endian model under this manifest."""
         return digest(MODEL_DIGEST, self.digest(), vector)
+
+
+def _root_above(value: Fraction) -> int:
+    """The square root, rounded up to an integer."""
+    return isqrt(ceil(value)) + 1
 
 
 def sign_manifest(manifest: Manifest, owner: SigningKey) -> tuple[bytes, bytes]:

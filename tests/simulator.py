@@ -92,6 +92,7 @@ def make_manifest(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, *
             "rounds": 10,
             "local_steps": 2,
             "expected_batch": 8,
+            "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {
             "protocol": "R1",

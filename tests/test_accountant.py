@@ -178,7 +178,7 @@ def test_a_pld_that_is_too_small_or_too_large_stops_everything(monkeypatch: pyte
     for wrong in (1.05, 0.95):
         accountant._account.cache_clear()
         accountant._pld.cache_clear()
-        monkeypatch.setattr(accountant, "_single", lambda d, q, grid, wrong=wrong: real(d * wrong, q, grid))
+        monkeypatch.setattr(accountant, "_single", lambda d, *rest, wrong=wrong: real(d * wrong, *rest))
         with pytest.raises(AccountingError, match="disagree"):
             epsilon([event("0.05", "1", 200)], Decimal("1e-5"))
     accountant._account.cache_clear()
@@ -214,7 +214,7 @@ def test_missing_opacus_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("target", "q", "steps"), [("8", (1, 8), 100)])
 def test_calibrate_gives_the_smallest_noise(target: str, q: tuple[int, int], steps: int) -> None:
     delta = Decimal("1e-6")
-    noise = calibrate(Decimal(target), delta, *q, steps, GRAIN)
+    noise = calibrate(Decimal(target), delta, SampledGaussian(steps, Fraction(*q), 1, GRAIN))
 
     def price(n: int) -> Decimal:
         return Decimal(epsilon([SampledGaussian(steps, Fraction(*q), n, GRAIN)], delta, prv=False).epsilon)
@@ -225,4 +225,4 @@ def test_calibrate_gives_the_smallest_noise(target: str, q: tuple[int, int], ste
 @pytest.mark.parametrize("target", ["0", "51", "0.000001"])
 def test_calibrate_refuses_what_cannot_be(target: str) -> None:
     with pytest.raises(AccountingError):
-        calibrate(Decimal(target), Decimal("1e-6"), 1, 2, 1000, GRAIN)
+        calibrate(Decimal(target), Decimal("1e-6"), SampledGaussian(1000, Fraction(1, 2), 1, GRAIN))

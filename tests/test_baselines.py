@@ -56,7 +56,7 @@ def test_scores_by_hand() -> None:
 
 def test_evaluation_counts_every_record_once_and_as_one_at_a_time(bench: Bench) -> None:
     model, vector = bench.start()
-    confusion = evaluate(model, bench.test, 3)
+    confusion = evaluate(model, bench.test)
     assert confusion.sum(axis=1).tolist() == [10, 5, 7]
     assert np.array_equal(confusion, bench.evaluate(vector))
     single = np.zeros((3, 3), dtype=np.int64)

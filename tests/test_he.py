@@ -1,6 +1,7 @@
 """BFV behind `AdditiveScheme`: exact sums, one opening, and a reason for each refusal."""
 
 import copy
+import math
 import re
 import tracemalloc
 from pathlib import Path
@@ -17,7 +18,7 @@ from secagg.he import bfv, guard
 from secagg.he.bfv import Bfv, BfvOpening
 from secagg.he.errors import CiphertextError, DisagreementError, OpeningError
 from secagg.he.limbs import recombine, split
-from secagg.he.scheme import DEGREE, MAX_CLIENTS, BfvParams, has_headroom, noise_bound, widest_limbs
+from secagg.he.scheme import DEGREE, MAX_BLOCKS, MAX_CLIENTS, BfvParams, has_headroom, noise_bound, widest_limbs
 
 ROOT = Path(__file__).parent.parent
 SMALL = {16: BfvParams(3, 16), 22: BfvParams(3, 22), 32: BfvParams(3, 32)}
@@ -135,6 +136,13 @@ def test_parameters_keep_their_promises(limb_bits: int, clients: int | None) -> 
     assert fewer < 36 or not has_headroom((1 << fewer) - 1, t, params.clients)
 
 
+def test_the_tail_of_the_noise_is_that_of_the_proof() -> None:
+    """2·exp(-x^2 / (2·variance)) for N coefficients of 2^20 blocks is at most 2^-64."""
+    for clients in (2, 100, 65_537):
+        x, variance = noise_bound(clients) - 2 * clients, clients * (DEGREE + 1) / 12
+        assert math.log2(2 * DEGREE * MAX_BLOCKS) - x**2 / (2 * variance) / math.log(2) <= -64
+
+
 @pytest.mark.parametrize(("clients", "bits"), [(2, 32), (128, 32), (129, 22), (1024, 22), (1025, 16), (65_537, 16)])
 def test_the_widest_limbs_that_fit(clients: int, bits: int) -> None:
     assert widest_limbs(clients) == bits
@@ -198,8 +206,9 @@ def test_a_sum_of_one_or_of_nothing_cannot_be_begun() -> None:
     for clients in ([], [1], [1, 1], [1, 2, 3, 4]):
         with pytest.raises(ParameterError, match="clients"):
             Bfv().opening(P, 4, clients)
-    with pytest.raises(ParameterError, match="words"):
-        Bfv().opening(P, 0, [1, 2])
+    for count in (0, -1, MAX_BLOCKS * P.words_per_block + 1):
+        with pytest.raises(ParameterError, match="blocks"):
+            Bfv().opening(P, count, [1, 2])
 
 
 def test_a_refused_ciphertext_leaves_the_sum_alone(pair: tuple[BfvOpening, list[bytes]]) -> None:

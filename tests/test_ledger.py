@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from dp.accountant import epsilon
 from dp.budget import Budget, check_next
 from dp.errors import BudgetExceededError, LedgerError, UnsupportedMechanismError
-from dp.events import SampledGaussian, merge, parse, step_event
+from dp.events import SampledGaussian, event_tree, merge, parse
 from dp.ledger import Charge, PrivacyLedger
 from dp.store import OTHER_BOOK
 
 RUN, OTHER_RUN = "11" * 32, "22" * 32
-EVENT = step_event(20, (1, 8), 98304, 65536)
+EVENT = event_tree(SampledGaussian(20, Fraction(1, 8), 98304, 65536))
 
 
 def charge(round_: int, attempt: int = 0, digest: str = RUN, event: dict[str, Any] | None = None) -> Charge:
@@ -60,7 +61,7 @@ def test_another_event_for_the_same_attempt_is_refused(path: Path) -> None:
     with opened(path) as ledger:
         ledger.charge(charge(1))
         with pytest.raises(LedgerError, match="charged already"):
-            ledger.charge(charge(1, event=step_event(1, (1, 8), 98304, 65536)))
+            ledger.charge(charge(1, event=event_tree(SampledGaussian(1, Fraction(1, 8), 98304, 65536))))
         with pytest.raises(LedgerError, match="charged already"):
             ledger.charge(Charge("renamed", RUN, 1, 0, EVENT))
         assert len(ledger.charges()) == 1
@@ -147,7 +148,7 @@ counts = st.integers(1, 50)
 
 @given(st.lists(st.tuples(counts, st.integers(1, 4), st.integers(1, 3)), max_size=8), st.randoms(use_true_random=False))
 def test_merging_keeps_every_step_in_any_order(raw: list[tuple[int, int, int]], shuffler: Any) -> None:
-    events = [parse(step_event(count, (1, q), 100 * noise, 100)) for count, q, noise in raw]
+    events = [parse(event_tree(SampledGaussian(count, Fraction(1, q), 100 * noise, 100))) for count, q, noise in raw]
     merged = merge(events)
     assert sum(e.count for e in merged) == sum(e.count for e in events)
     assert len({(e.sampling_probability, e.noise_steps, e.clip_steps) for e in merged}) == len(merged)

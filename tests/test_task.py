@@ -1,5 +1,6 @@
 """Settings -> manifest: what the owner signs is complete, feasible and within the budget."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from ffm import task
 from ffm.adapters import build_from_spec
 from ffm.errors import DataError
 from ffm.models import load_classifier, locate, verify_base_model
+from ffm.plan import attempt_mechanism
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 
@@ -37,10 +39,11 @@ def test_adam_cannot_leave_the_range_of_the_encoding(manifest: Manifest) -> None
 
 def test_a_plan_beyond_the_budget_is_refused(manifest: Manifest) -> None:
     settings = task.load_settings(HOSPITAL)
-    planned = (manifest.training.rounds + settings.privacy.spare_rounds) * manifest.training.local_steps
+    steps = (manifest.training.rounds + settings.privacy.spare_rounds) * manifest.training.local_steps
+    planned = replace(attempt_mechanism(manifest), count=steps)
     task.check_budget(manifest.privacy, planned)
     with pytest.raises(DataError, match="do not fit") as caught:
-        task.check_budget(manifest.privacy, planned * 3 // 2)
+        task.check_budget(manifest.privacy, replace(planned, count=steps * 3 // 2))
     assert caught.value.code == "E516"
 
 

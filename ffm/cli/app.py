@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # rich tracebacks print local variables
 )
-report_app = typer.Typer(help="Accounting reports: check one, from its files alone.", no_args_is_help=True)
+report_app = typer.Typer(help="Accounting reports: check, compare, render; from the files alone.", no_args_is_help=True)
 demo_app = typer.Typer(help="Complete federations on this machine.", no_args_is_help=True)
 join_app = typer.Typer(help="Become a member: keys are made at the site and never leave it.", no_args_is_help=True)
 app.add_typer(report_app, name="report")
@@ -102,6 +102,28 @@ def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
         run_decryptor(site, Output(format_))
 
 
+@app.command()
+def audit(
+    subject: Annotated[
+        str,
+        typer.Argument(help="a site's folder, a demo's run folder, a manifest.json, or hospital", metavar="SUBJECT"),
+    ],
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="a site's records, in place of those in its folder; repeatable")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="of an example: bert-tiny or minilm")] = "bert-tiny",
+    out: Annotated[Path | None, typer.Option("--out", help="write the result here, for group 11 of the report")] = None,
+    millions: Annotated[int, typer.Option("--noise", help="millions of noise draws to look at", min=1)] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="pins the planted runs", min=0)] = 0,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Run the training pipeline as configured on planted records; exit status 70 if a privacy claim does not hold."""
+    with reported(format_):
+        from ffm.cli.audit import run_audit
+
+        run_audit(subject, data or [], model, (out, millions, seed), Output(format_))
+
+
 @report_app.command("verify")
 def report_verify(
     report: Annotated[Path, typer.Argument(help="report.json", metavar="REPORT")],
@@ -115,6 +137,60 @@ def report_verify(
         from ffm.cli.report import verify
 
         verify(report, owner, Output(format_))
+
+
+@report_app.command("diff")
+def report_diff(
+    before: Annotated[Path, typer.Argument(help="report.json of the one run", metavar="BEFORE")],
+    after: Annotated[Path, typer.Argument(help="report.json of the other run", metavar="AFTER")],
+    format_: FormatOption = Format.text,
+) -> None:
+    """What changed between two runs: in words, then every figure that differs. Exit status 0 either way."""
+    with reported(format_):
+        from ffm.cli.report import diff
+
+        diff(before, after, Output(format_))
+
+
+@report_app.command("render")
+def report_render(
+    report: Annotated[Path, typer.Argument(help="report.json", metavar="REPORT")],
+    to: Annotated[str, typer.Option("--to", help="html, markdown, or opendp (registry entry, YAML)")] = "html",
+    out: Annotated[Path | None, typer.Option("--out", help="file to write; default: standard output")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """The report as a page for people, as Markdown, or as an entry for the OpenDP Deployments Registry."""
+    with reported(format_):
+        from ffm.cli.report import Target, render
+
+        if to not in list(Target):
+            raise typer.BadParameter(f"{to!r} is none of {', '.join(Target)}", param_hint="--to")
+        render(report, Target(to), out, Output(format_))
+
+
+@report_app.command("attach")
+def report_attach(
+    report: Annotated[Path, typer.Argument(help="report.json of the run", metavar="REPORT")],
+    server: Annotated[Path, typer.Option("--server", help="the server's folder: its key signs the report")],
+    audit: Annotated[Path | None, typer.Option("--audit", help="result of secagg audit")] = None,
+    governance: Annotated[
+        Path | None, typer.Option("--governance", help="JSON object of the operator's statements, see report schema")
+    ] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Put an audit's result or the operator's statements into a finished report, and sign it again."""
+    with reported(format_):
+        from ffm.cli.report import attach_files
+
+        attach_files(report, server, (audit, governance), Output(format_))
+
+
+@report_app.command("schema")
+def report_schema() -> None:
+    """The JSON Schema of report.json."""
+    from ffm.cli.report import schema
+
+    schema()
 
 
 @demo_app.command("hospital")

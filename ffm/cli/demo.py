@@ -3,6 +3,7 @@
 import json
 import time
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from dp.report import MethodResult
+from dp.report_facts import Method
 from ffm.baselines import Bench, Comparison, accuracy, macro_f1
 from ffm.cli.output import Format, Output, describe
 from ffm.cli.running import run_until_signal
@@ -71,24 +73,25 @@ def _compare(layout: Layout, device: str) -> list[tuple[MethodResult, Comparison
     manifest = layout.manifest
     steps = manifest.training.rounds * manifest.training.local_steps
     bench = Bench(manifest, layout.base_model, layout.site_files, layout.test_file)
-    federated = bench.evaluate(_model(layout))
     # The expected number: what the hospitals really drew stays with them.
     expected = round(steps * float(manifest.privacy.sampling_probability) * sum(len(s["labels"]) for s in bench.sites))
-    rows = [(_result("federated-dp", federated, steps), Comparison("federated, DP", federated, expected))]
+    ours = bench.compare("federated, DP", _model(layout), expected)
+    rows = [(_result("federated-dp", ours, steps), ours)]
     hospital_id = 0
     for other in bench.all():
         if other.name.startswith("majority"):
-            rows.append((_result("majority", other.confusion, 0), other))
+            rows.append((_result("majority", other, 0), other))
         elif other.name.startswith("federated"):
-            rows.append((_result("federated-no-dp", other.confusion, steps), other))
+            rows.append((_result("federated-no-dp", other, steps), other))
         else:
             hospital_id += 1
-            rows.append((_result("alone-dp", other.confusion, steps, hospital_id), other))
+            rows.append((_result("alone-dp", other, steps, hospital_id), other))
     return rows
 
 
-def _result(method: Any, confusion: Any, steps: int, client: int | None = None) -> MethodResult:
-    return MethodResult(method, tuple(tuple(int(n) for n in row) for row in confusion), steps, client)
+def _result(method: Method, row: Comparison, steps: int, client: int | None = None) -> MethodResult:
+    counts = tuple(tuple(int(n) for n in line) for line in row.confusion)
+    return MethodResult(method, counts, steps, client, twice_wins=row.twice_wins)
 
 
 def _finish(layout: Layout, rows: list[tuple[MethodResult, Comparison]]) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def _finish(layout: Layout, rows: list[tuple[MethodResult, Comparison]]) -> dict
         [result for result, _ in rows],
         EVALUATION,
     )
+    facts = replace(facts, evaluation_people="outside-the-unit")
     return write_report(layout.run, facts, server.identity, server.owner)
 
 

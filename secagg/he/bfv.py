@@ -6,15 +6,12 @@ as numbers, by NumPy, and only the sum is given to the library. Its randomness i
 operating system); it takes no generator as an argument.
 """
 
-import warnings
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import tenseal
+import tenseal
 
 from secagg.encoding import Words
 from secagg.errors import ParameterError
@@ -22,7 +19,7 @@ from secagg.he.context_frame import public_key_of, with_public_key
 from secagg.he.errors import OpeningError
 from secagg.he.guard import check_ciphertext, check_public_key, frame_ciphertext
 from secagg.he.limbs import recombine, split
-from secagg.he.scheme import DEGREE, LIBRARY, BfvParams
+from secagg.he.scheme import DEGREE, LIBRARY, MAX_BLOCKS, BfvParams
 
 
 def check_version(found: str) -> None:
@@ -40,9 +37,7 @@ class BfvEncryptor:
     def __init__(self, params: BfvParams, public_key: bytes) -> None:
         sealed = check_public_key(public_key, params)
         self._params = params
-        # A context of our own; its key pair is forgotten, the peer's checked key takes the place of the public one.
-        framed = with_public_key(_public_part(_new_context(params)), sealed)
-        self._context = tenseal.context_from(framed, n_threads=1)
+        self._context = tenseal.context_from(with_public_key(_template(params), sealed), n_threads=1)
 
     def encrypt(self, words: Words) -> Iterator[bytes]:
         """One ciphertext per block of words, in order; the last block is filled up with zeros.
@@ -73,12 +68,12 @@ class BfvOpening:
         clients: Whose vectors are summed: distinct, 2 to `params.clients` of them.
 
     Raises:
-        ParameterError: no words, or not that many clients.
+        ParameterError: no words, more than `MAX_BLOCKS` blocks, or another number of clients.
     """
 
     def __init__(self, params: BfvParams, words: int, clients: Sequence[int]) -> None:
-        if words < 1:
-            raise ParameterError("words of a vector", found=words, expected="at least 1")
+        if not 1 <= params.blocks_for(words) <= MAX_BLOCKS:
+            raise ParameterError("blocks of a vector", found=params.blocks_for(words), expected=f"1 to {MAX_BLOCKS}")
         if len(set(clients)) != len(clients) or not 2 <= len(clients) <= params.clients:
             raise ParameterError("clients of a sum", found=len(clients), expected=f"2 to {params.clients}, distinct")
         self._params = params
@@ -179,6 +174,12 @@ def _new_context(params: BfvParams) -> tenseal.Context:
     sizes = [params.coefficient_bits] * 2
     kind = tenseal.SCHEME_TYPE.BFV
     return tenseal.context(kind, DEGREE, plain_modulus=params.plain_modulus, coeff_mod_bit_sizes=sizes, n_threads=1)
+
+
+@functools.lru_cache(maxsize=4)
+def _template(params: BfvParams) -> bytes:
+    """A context of our own, of which only the parameters count: a peer's checked key takes the place of its key."""
+    return _public_part(_new_context(params))
 
 
 def _public_part(context: tenseal.Context) -> bytes:

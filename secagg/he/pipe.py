@@ -22,7 +22,6 @@ from secagg.errors import EncodingError, ParameterError, SecAggError
 from secagg.he.errors import CiphertextError, DisagreementError, OpeningError, WorkerError
 from secagg.he.scheme import DEGREE, BfvParams
 
-MAX_BODY = 1 << 31
 REQUEST = struct.Struct(">BIII")
 ANSWER = struct.Struct(">BI")
 _BEGIN = struct.Struct(">IBQ")

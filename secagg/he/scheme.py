@@ -30,8 +30,8 @@ LIBRARY = "tenseal 0.3.18"
 LIMBS_PER_WORD = {16: 4, 22: 3, 32: 2}
 MAX_CLIENTS = {16: 65_537, 22: 1024, 32: 128}
 _COEFFICIENT_BITS = range(36, 55)
-_BLOCKS = 1 << 20  # blocks of one round that the bound on the noise covers
-_FAILURE_BITS = 64
+MAX_BLOCKS = 1 << 20  # that the bound on the noise covers: more than 10^9 words
+_TAIL = 135  # at least 2·ln(2·N·MAX_BLOCKS·2^64) = 134.47
 _BFV = 1  # scheme number inside the parameter id
 
 
@@ -129,9 +129,7 @@ def noise_bound(clients: int) -> int:
     clients: the sum has n times that, and the tail bound 2·exp(-x^2 / 2) holds for N coefficients of 2^20 blocks. The
     encryption errors divided by P (below 1) and the rounding of q·m / t (1/2) count with their largest values.
     """
-    union = math.log(2 * DEGREE * _BLOCKS) + _FAILURE_BITS * math.log(2)
-    factor = math.ceil(2 * union)
-    return 2 * clients + math.isqrt(factor * clients * (DEGREE + 1) // 12) + 1
+    return 2 * clients + math.isqrt(_TAIL * clients * (DEGREE + 1) // 12) + 1
 
 
 def has_headroom(modulus: int, plain_modulus: int, clients: int) -> bool:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from dp.events import step_event
+from dp.events import SampledGaussian, event_tree
 from dp.ledger import Charge, PrivacyLedger
 from ffm.start import POPULATION
 from tests.integration.federation import NAMES, Process, make
@@ -87,7 +88,9 @@ def test_a_site_without_budget_stays_out_and_the_others_go_on(tmp_path: Path, st
     (consortium.clients["west"] / "state").mkdir(mode=0o700)
     book = consortium.clients["west"] / "state" / "ledger" / f"{POPULATION}.sqlite"
     with PrivacyLedger.open(book, silo="west", population=POPULATION) as ledger:  # an earlier, other task
-        ledger.charge(Charge("earlier", "ab" * 32, 1, 0, step_event(5000, (1, 8), 65536, 65536)))
+        ledger.charge(
+            Charge("earlier", "ab" * 32, 1, 0, event_tree(SampledGaussian(5000, Fraction(1, 8), 65536, 65536)))
+        )
     server = Process("server", consortium.server, "--run", tmp_path / "run", "--grace-seconds", 2)
     clients = {name: Process("client", consortium.clients[name]) for name in NAMES}
     started += [server, *clients.values()]
