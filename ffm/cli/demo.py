@@ -22,7 +22,7 @@ from ffm.server_run import load_state, write_atomic
 from ffm.site import load_site
 from ffm.start import documents_of, load_statements, new_run_id
 from ffm.step import Model
-from ffm.task import example_settings, load_settings
+from ffm.task import example_settings, load_settings, with_assurance
 
 EVALUATION = (
     "Test split of the public ICD-10-CM code descriptions, disjoint from training by 3-character code; it describes "
@@ -30,13 +30,18 @@ EVALUATION = (
 )
 
 
-def hospital(model: str, folder: Path, device: str, settings_path: Path | None, out: Output) -> None:
-    """Run the whole example and print its table."""
+def hospital(
+    chosen: tuple[str, str | None], folder: Path, device: str, settings_path: Path | None, out: Output
+) -> None:
+    """Run the whole example and print its table. `chosen`: model, and the assurance if not that of the settings."""
     # Two true remarks of torch and transformers about what is intended here; `warnings` is not safe in threads.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     began = time.monotonic()
+    model, assurance = chosen
     settings = load_settings(settings_path or example_settings("hospital"))
+    if assurance is not None:
+        settings = with_assurance(settings, assurance)
     run = folder / new_run_id(datetime.now(UTC))
     run.mkdir(parents=True)
     out.say(f"run folder {run}")

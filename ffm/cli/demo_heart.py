@@ -143,7 +143,7 @@ def _print(
     out.result(value, table)
     out.result(
         value,
-        "± half of the 95 % interval of the mean, where there are several seeds; accuracy: the highest 55 % called ill\n"
+        "± half of the 95 % interval of the mean, with several seeds; accuracy: the highest 55 % called ill\n"
         f"{seconds:.0f} s; everything is in {layout.run}\nnext: secagg report verify {layout.run}/report.json",
     )
 
