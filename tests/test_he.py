@@ -16,6 +16,7 @@ from secagg.encoding import Words
 from secagg.errors import EncodingError, ParameterError
 from secagg.he import bfv, guard
 from secagg.he.bfv import Bfv, BfvOpening
+from secagg.he.context_frame import public_key_of, with_public_key
 from secagg.he.errors import CiphertextError, DisagreementError, OpeningError
 from secagg.he.limbs import recombine, split
 from secagg.he.scheme import DEGREE, MAX_BLOCKS, MAX_CLIENTS, BfvParams, has_headroom, noise_bound, widest_limbs
@@ -224,6 +225,25 @@ def test_a_refused_ciphertext_leaves_the_sum_alone(pair: tuple[BfvOpening, list[
     assert np.array_equal(opening.open_(), vectors[0] + vectors[1])
 
 
+def test_a_sum_over_fewer_of_the_clients_of_a_key() -> None:
+    opening = Bfv().opening(P, 10, [1, 2, 3])
+    for clients in ([], [1], [1, 1], [1, 4], [1, 2, 2]):
+        with pytest.raises(OpeningError):
+            opening.expect(clients)
+    opening.expect([1, 3])
+    encryptor = Bfv().encryptor(P, opening.public_key)
+    vectors = {client: words(10) for client in (1, 3)}
+    opening.add(1, 0, next(encryptor.encrypt(vectors[1])))
+    with pytest.raises(OpeningError, match="before any block"):
+        opening.expect([1, 3])
+    with pytest.raises(OpeningError, match="outside the set"):
+        opening.add(2, 0, next(encryptor.encrypt(words(10))))
+    opening.add(3, 0, next(encryptor.encrypt(vectors[3])))
+    assert np.array_equal(opening.open_(), vectors[1] + vectors[3])
+    with pytest.raises(OpeningError):
+        opening.expect([1, 3])
+
+
 # -- what comes from another key or was altered -----------------------------------------------------------------------
 
 
@@ -295,6 +315,19 @@ def test_no_serialisation_carries_the_secret_key() -> None:
     assert encryptor._context.is_public()
     with pytest.raises(ValueError, match="context is public"):
         encryptor._context.secret_key()
+
+
+def test_a_context_with_a_private_part_is_not_read() -> None:
+    context = Bfv().opening(P, 10, [1, 2])._context
+    assert context is not None
+    parts = {"save_galois_keys": False, "save_relin_keys": False}
+    public = context.serialize(save_public_key=True, save_secret_key=False, **parts)
+    assert guard.check_public_key(public_key_of(public), P)
+    with pytest.raises(CiphertextError, match="more than a public part"):
+        public_key_of(context.serialize(save_public_key=True, save_secret_key=True, **parts))
+    for other in (public[1:], public[:-1], with_public_key(public, b"")[:80]):
+        with pytest.raises(CiphertextError):
+            public_key_of(other)
 
 
 def test_no_code_of_ours_asks_the_library_for_a_secret_key() -> None:

@@ -100,6 +100,8 @@ def test_over_long(ciphertext: bytes, key: bytes) -> None:
     assert refused(ciphertext + bytes(1 << 20)) == "bytes of a ciphertext"
     with pytest.raises(CiphertextError):
         guard.check_public_key(key + b"\0", P)
+    with pytest.raises(CiphertextError, match="bytes of a sealed object"):  # before anything else is looked at
+        guard.check_public_key(key + bytes(1 << 20), P)
     assert refused(framed(Sealed.read(unframed(ciphertext)).around(bytes(SHAPE.size + 300)))) == "bytes of a ciphertext"
 
 
@@ -177,6 +179,7 @@ def with_dictionary(frame: bytes) -> bytes:
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "two frames": lambda c: zstandard.compress(c[:100]) + zstandard.compress(c[100:]),
     "a skippable frame first": lambda c: b"\x50\x2a\x4d\x18\x01\0\0\0x" + zstandard.compress(c),
+    "a skippable frame of the right size": lambda c: b"\x50\x2a\x4d\x18" + struct.pack("<I", len(c)) + c,
     "rubbish after it": lambda c: zstandard.compress(c) + b"x",
     "no declared size": lambda c: zstandard.ZstdCompressor(write_content_size=False).compress(c),
     "a byte less": lambda c: zstandard.compress(c[:-1]),
@@ -202,7 +205,10 @@ def test_varints_have_one_spelling(ciphertext: bytes) -> None:
     length = varint(len(sealed))
     assert ciphertext == head + length + sealed
     padded = length[:-1] + bytes([length[-1] | 0x80]) + b"\0"
-    assert refused(head + padded + sealed).startswith("a length")
+    assert refused(head + padded + sealed) == "a length of too many bytes"
+    short = sealed[:300]  # a length of two bytes
+    assert refused(head + b"\xac\x82\x00" + short) == "a length that is not minimal"
+    assert refused(head + b"\xac\x02" + short) == "header of a sealed object"
     assert refused(b"\x0a\x03\x80\xa0\x00\x12" + length + sealed) == "sizes of a ciphertext"
     assert refused(head + length + sealed + head + length + sealed)
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,31 @@ def test_refusals_come_through_and_do_no_harm() -> None:
         with pytest.raises(OpeningError, match="outside the set"):
             await process.add(3, 0, good)
         await process.add(1, 0, good)
+        with pytest.raises(OpeningError, match="missing"):
+            await process.open_()
+
+    with_process(act)
+
+
+def test_a_key_for_three_and_a_sum_of_two() -> None:
+    async def act(process: HeProcess) -> None:
+        with pytest.raises(OpeningError):
+            await process.expect((1, 4))
+        await process.expect((1, 3))
+        encryptor = Bfv().encryptor(P, process.public_key)
+        for client, vector in zip((1, 3), VECTORS, strict=True):
+            for block, ciphertext in enumerate(encryptor.encrypt(vector)):
+                await process.add(client, block, ciphertext)
+        assert np.array_equal(await process.open_(), VECTORS[0] + VECTORS[1])
+
+    with_process(act, Begin(P, 3000, (1, 2, 3)))
+
+
+def test_no_core_file_and_deaf_to_the_terminal() -> None:
+    async def act(process: HeProcess) -> None:
+        limits = Path(f"/proc/{process.pid}/limits").read_text(encoding="ascii")
+        assert re.search(r"Max core file size +0 +0 ", limits)
+        os.kill(process.pid, signal.SIGINT)
         with pytest.raises(OpeningError, match="missing"):
             await process.open_()
 
@@ -189,5 +215,6 @@ def test_a_request_that_is_too_long_ends_the_service() -> None:
     from secagg.he import worker
 
     answers = io.BytesIO()
-    worker.serve(io.BytesIO(pipe.REQUEST.pack(Op.ADD, 0, 0, worker.LARGEST_FRAME + 1) + b"x"), answers)
+    size = worker.LARGEST_FRAME + 1
+    worker.serve(io.BytesIO(pipe.REQUEST.pack(Op.ADD, 0, 0, size) + bytes(size)), answers)
     assert answers.getvalue() == b""

@@ -67,6 +67,15 @@ class HeProcess:
         """Process id."""
         return self._process.pid
 
+    async def expect(self, clients: tuple[int, ...]) -> None:
+        """The sum is over exactly these of the clients that the key was made for; before the first `add`.
+
+        Raises:
+            OpeningError: a stranger, fewer than two, or too late.
+            WorkerError: the process ended.
+        """
+        await self._request(pipe.pack_expect(clients))
+
     async def add(self, client: int, block: int, ciphertext: bytes) -> None:
         """Add block number `block` of one client; blocks of a client come in order.
 

@@ -88,6 +88,19 @@ class BfvOpening:
         """What clients encrypt with. There is no way to get at the secret key."""
         return self._public_key
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """The sum is over exactly these, some or all of the clients that the key was made for. Before the first `add`.
+
+        Raises:
+            OpeningError: after the first block or the opening, a stranger, or fewer than two.
+        """
+        strangers = set(clients) - set(self._next)
+        if self._context is None or any(self._next.values()) or strangers or len(set(clients)) != len(clients):
+            raise OpeningError("a set that cannot be summed", expected="distinct clients of this key, before any block")
+        if len(clients) < 2:
+            raise OpeningError("clients of a sum", found=len(clients), expected="at least 2")
+        self._next = dict.fromkeys(clients, 0)
+
     def add(self, client: int, block: int, ciphertext: bytes) -> None:
         """Add block number `block` of one client; each client's blocks come in order, once.
 

@@ -6,6 +6,7 @@ answer    ok (u8), length of the body (u32), body; where ok is 0 the body is JSO
     BEGIN  body: clients of the parameters (u32), limb bits (u8), words (u64), then the ids of the set (u32 each).
            Answer: the public key.
     ADD    one ciphertext of `client`, number `block`. Answer: empty.
+    EXPECT body: ids of the clients (u32 each) that are summed, some or all of the first set. Answer: empty.
     OPEN   the sum as little-endian words, once.
 """
 
@@ -41,6 +42,7 @@ class Op(enum.IntEnum):
     BEGIN = 1
     ADD = 2
     OPEN = 3
+    EXPECT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,18 @@ def pack_begin(begin: Begin) -> bytes:
     """The first request."""
     head = _BEGIN.pack(begin.params.clients, begin.params.limb_bits, begin.words)
     return pack_request(Op.BEGIN, head + np.array(begin.clients, ">u4").tobytes())
+
+
+def pack_expect(clients: tuple[int, ...]) -> bytes:
+    """Which of the clients are summed."""
+    return pack_request(Op.EXPECT, np.array(clients, ">u4").tobytes())
+
+
+def unpack_expect(body: bytes) -> tuple[int, ...]:
+    """Body of such a request. Raises ParameterError for anything but whole ids."""
+    if len(body) % 4:
+        raise ParameterError("ids of clients", found=f"{len(body)} bytes")
+    return tuple(np.frombuffer(body, ">u4").tolist())
 
 
 def unpack_begin(body: bytes) -> Begin:

@@ -151,6 +151,9 @@ class Opening(Protocol):
     def public_key(self) -> bytes:
         """What clients encrypt with. There is no way to get at the secret key."""
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """The sum is over exactly these of the clients that the key was made for; before the first `add`."""
+
     def add(self, client: int, block: int, ciphertext: bytes) -> None:
         """Add block number `block` of one client."""
 
@@ -165,7 +168,7 @@ class AdditiveScheme(Protocol):
         """Raises CiphertextError if the peer's `public_key` is not what `params` allow."""
 
     def opening(self, params: BfvParams, words: int, clients: Sequence[int]) -> Opening:
-        """Fresh keys for the sum of exactly these clients' vectors of `words` words."""
+        """Fresh keys for the sum of these clients' vectors of `words` words, or of fewer of them: see `expect`."""
 
 
 def _prime_above(value: int) -> int:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from secagg.errors import SecAggError
 from secagg.he.bfv import BfvOpening
 from secagg.he.errors import OpeningError, WorkerError
-from secagg.he.pipe import REQUEST, Op, pack_answer, pack_error, unpack_begin, words_to_bytes
+from secagg.he.pipe import REQUEST, Op, pack_answer, pack_error, unpack_begin, unpack_expect, words_to_bytes
 
 MEMORY = 2 << 30  # address space beside the running sum and its words: libraries, stacks, one block
 CPU_S = 20  # processor time of one request beside the opening, which takes a millisecond a block
@@ -41,6 +41,9 @@ class Worker:
                 raise OpeningError("a request before the first", expected="BEGIN")
             if op == Op.ADD:
                 self._opening.add(client, block, body)
+                return pack_answer()
+            if op == Op.EXPECT:
+                self._opening.expect(unpack_expect(body))
                 return pack_answer()
             if op == Op.OPEN:
                 return pack_answer(words_to_bytes(self._opening.open_()))

@@ -182,6 +182,10 @@ def bad_ciphertexts() -> list[Vector]:
         "total of 2^63": framed(sealed(fine, total=2**63)),
         "only a header": framed(sealed(b"")),
         "a skippable frame": framed(sealed(b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + fine)),
+        "a skippable frame of the right size": framed(
+            sealed(b"\x50\x2a\x4d\x18" + struct.pack("<I", shape.size) + bytes(shape.size))
+        ),
+        "a dictionary": framed(sealed(fine[:4] + b"\xe1\x05" + fine[5:])),
         "bytes after the frame": framed(sealed(fine + b"\x00")),
         "a second frame": framed(sealed(fine + fine)),
         "a frame that ends early": framed(sealed(fine[:-1])),
