@@ -42,10 +42,12 @@ from dp.audit_planted import Claimed, Effort, controls, planted_checks, zero_inp
 from dp.audit_sampler import check_fresh_sample, check_sampler
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
+from dp.report import build_report, verify_report
 from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.store import canonical
 from dp.training import DpSgdPlan
 from ffm.audit_pipeline import CanaryTraining, watched
+from tests.report_sample import facts
 
 torch.set_num_threads(1)
 MECHANISM = GaussianMechanism(scale=2**16, clip_steps=2**16, noise_steps=50_000)
