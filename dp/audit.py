@@ -7,8 +7,9 @@ nothing about a site's own records; the few that do are marked `private` and sta
 
 False alarms: a deterministic check has none on a correct pipeline. Every statistical comparison is made at level
 `LEVEL` = `ALARM` / `COMPARISONS`, and `AuditResult` refuses more than `COMPARISONS` of them, so that by the union bound
-a correct pipeline is called broken with probability at most `ALARM` = 1e-6. A passed audit is no proof: a check sees
-what its line says it sees. The proof is the mechanism's argument (SPEC 10).
+a correct pipeline is called broken with probability at most `ALARM` = 1e-6. The one-run bounds of `dp.audit_canaries`
+have a level of their own. A passed audit is no proof: a check sees what its line says it sees. The proof is the
+mechanism's argument (SPEC 10).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ FORMAT: Final = "secagg-audit/1"
 ALARM: Final = 1e-6  # probability of any false alarm of one audit, at most
 COMPARISONS: Final = 100  # statistical comparisons of one audit, at most
 LEVEL: Final = ALARM / COMPARISONS
+FALSE_ALARMS: Final = f"at most {ALARM:g} over all comparisons with a claim; one-run bounds of canaries hold at 99.9 %"
 AT_THE_SITE: Final = "known at the site"  # what the report says in place of a private figure
 
 Integers = NDArray[np.int64]
@@ -110,7 +112,7 @@ class AuditResult:
             "format": FORMAT,
             "subject": dict(self.subject),
             "passed": self.passed,
-            "false_alarm_probability": f"at most {ALARM:g} over all checks",
+            "false_alarm_probability": FALSE_ALARMS,
             "checks": [_check_json(finding) for finding in self.findings],
         }
 
