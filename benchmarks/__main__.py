@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, into one folder: what `make bench` runs.
 
-    python -m benchmarks [--out benchmarks/results] [--only masking,peers,round,scale] [--quick]
+    python -m benchmarks [--out benchmarks/results] [--only NAME,NAME] [--quick]
 
 Each runs in a process of its own and writes NAME.json and NAME.md; figures follow. A bar that is missed is printed and
 changes the exit status to 1; a benchmark that fails changes it to 2. `--quick` takes small sizes: everything runs, and
@@ -19,9 +19,12 @@ from benchmarks.bench import ROOT
 
 QUICK: dict[str, tuple[str, ...]] = {
     "masking": ("--length", "30000", "--repetitions", "1"),
+    "privacy": ("--draws", "100000", "--points", "5", "--faults", "3", "--clean", "1", "--repetitions", "1"),
     "peers": ("--clients", "5", "--length", "3000", "--repetitions", "1"),
     "round": ("--length", "30000", "--repetitions", "1"),
+    "heart": ("--seeds", "1", "--rounds", "2"),
     "scale": ("--clients", "5,20", "--lengths", "1000,10000"),
+    "he": ("--clients", "3", "--length", "13000"),
 }
 
 

@@ -60,3 +60,9 @@ class ReportError(PrivacyError):
     """An accounting report that does not hold what it says."""
 
     code = "E601"
+
+
+class AuditError(PrivacyError):
+    """An audit that found a violation (E701), or that has nothing to audit (E702)."""
+
+    code = "E701"

@@ -28,7 +28,7 @@ from ffm.step import Model, initial_model, model_bytes, model_from_bytes, parame
 from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
-from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload
+from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload, UploadCiphertext, UploadRecord
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import Announcement, AttemptAborted, Finished, RoundResult, ServerMessage, Statement, Withdraw
@@ -320,7 +320,7 @@ class ClientRun:
             match effect:
                 case Persist(record):
                     await asyncio.to_thread(self._journal.record, record)
-                    if isinstance(record, SpentRecord):
+                    if isinstance(record, SpentRecord | UploadRecord):
                         self._forget_update()
                 case Charge(_, attempt):
                     if self._update is None:
@@ -330,6 +330,8 @@ class ClientRun:
                     self._heed(await self._rpc.send(message))  # type: ignore[arg-type]
                 case Upload(header, words):
                     self._heed(await self._rpc.upload(header, partial(self._pieces, words), self.upload_limit))
+                case UploadCiphertext(header, data):
+                    self._heed(await self._rpc.upload(header, partial(self._slices, data), self.upload_limit))
                 case _:
                     raise AssertionError(f"a client session has no effect {type(effect).__name__}")
 
@@ -343,6 +345,12 @@ class ClientRun:
     def _pieces(self, words: Words, first: int) -> Iterator[bytes]:
         """Chunks of an upload from index `first` on."""
         return islice(chunks(words, self._setup.params), first, None)
+
+    def _slices(self, data: bytes, first: int) -> Iterator[bytes]:
+        """Chunks of an encrypted upload from index `first` on."""
+        size = 8 * self._setup.params.chunk_words
+        for start in range(first * size, len(data), size):
+            yield data[start : start + size]
 
     def _heed(self, receipt: Receipt) -> None:
         """Late or refused: this attempt goes on without us. What was charged stays charged; the next round counts."""

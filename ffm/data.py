@@ -161,8 +161,12 @@ def write_hospitals(site_files: Sequence[Path], test_file: Path, plan: Partition
                 do="choose another seed or a larger alpha",
                 code="E514",
             )
+    # Codes that share one text would be one record twice: each text and label is kept once, at the first hospital.
+    known: set[tuple[str, str]] = set()
     for path, part in zip(site_files, parts, strict=True):
-        write_records(path, part)
+        first = {(r.text, r.label): r for r in reversed(part) if (r.text, r.label) not in known}
+        write_records(path, reversed(first.values()))
+        known |= first.keys()
     write_records(test_file, test)
     return label_names(records)
 

@@ -6,12 +6,13 @@ object, and one attribute of it changes. A failed check raises RemoteProtocolErr
 session for good.
 """
 
-from protocol import client_phases
+from protocol import client_phases, encrypted_phases
 from protocol.client_states import (
     PHASES,
     Aborted,
     Attempt,
     AwaitingCertificate,
+    AwaitingHashes,
     AwaitingInput,
     AwaitingKeys,
     AwaitingShares,
@@ -24,6 +25,7 @@ from protocol.client_states import (
 )
 from protocol.context import announcement_error, context
 from protocol.effects import Effects
+from protocol.encrypted import InputHashes
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.key_list import reject
 from protocol.messages import (
@@ -62,6 +64,8 @@ class ClientSession:
         if problem is not None:
             reject(problem, found=f"round {announcement.round}, attempt {announcement.attempt}")
         self._attempt = Attempt(setup, announcement, context(announcement, setup.params), memory)
+        if setup.params.encrypted:
+            encrypted_phases.scheme_of(self._attempt)
         self._rng = rng
         self._state: State | None = None
         self._values: Values | Framed | None = None
@@ -134,6 +138,8 @@ class ClientSession:
                 if self._values is not None:
                     values, self._values = self._values, None
                     self._state, effects = client_phases.mask_input(self._state, self._attempt, values)
+            case (AwaitingHashes() as state, InputHashes()):
+                self._state, effects = encrypted_phases.upload_encrypted(state, self._attempt, message)
             case (AwaitingSurvivors() as state, SurvivorNotice()):
                 self._state, effects = client_phases.check_consistency(state, self._attempt, message)
                 self.survivors = self._state.masked

@@ -11,6 +11,7 @@ import numpy as np
 from protocol.client_states import (
     Attempt,
     AwaitingCertificate,
+    AwaitingHashes,
     AwaitingInput,
     AwaitingKeys,
     AwaitingShares,
@@ -20,6 +21,7 @@ from protocol.client_states import (
     erase,
 )
 from protocol.effects import Charge, Effects, JoinRecord, Persist, Send, SpentRecord, Upload
+from protocol.encrypted_phases import check_decryptor_key, encrypt_input
 from protocol.key_list import check_key_list, reject
 from protocol.messages import (
     KEY_SHARE,
@@ -77,7 +79,8 @@ def advertise_keys(attempt: Attempt, rng: Rng) -> tuple[AwaitingKeys, Effects]:
 def share_keys(state: AwaitingKeys, attempt: Attempt, message: KeyList, rng: Rng) -> tuple[AwaitingShares, Effects]:
     """Phase 1: check U1 and the release ledger, deal shares of the self seed and of the masking key."""
     setup, params, ctx = attempt.setup, attempt.setup.params, attempt.ctx
-    neighborhood = check_key_list(attempt, state.mine, message)
+    bound = check_decryptor_key(attempt, message)
+    neighborhood = check_key_list(attempt, state.mine, message, *bound)
     advertised, graph, root_u1 = neighborhood.advertised, neighborhood.graph, neighborhood.root_u1
     ledger = follow(attempt.memory.ledger, message.segment, setup.server_key)
     if ledger is None:
@@ -111,9 +114,8 @@ def share_keys(state: AwaitingKeys, attempt: Attempt, message: KeyList, rng: Rng
         erase(key_shares)
     root = merkle_root([share.leaf(setup.me) for share in sealed])
     signature = setup.signing_key.sign(shares_body(ctx, root_u1, setup.me, root))
-    next_state = AwaitingShares(
-        advertised, graph, root_u1, ledger, own_share, state.encryption_sk, state.masking_sk, state.self_seed
-    )
+    secrets = (state.encryption_sk, state.masking_sk, state.self_seed)
+    next_state = AwaitingShares(advertised, graph, root_u1, ledger, own_share, *secrets, message.decryptor_key)
     return next_state, (Send(ShareKeys(tuple(sealed), signature)),)
 
 
@@ -155,31 +157,38 @@ def _open_shares(
     if len(held.self_shares) < params.threshold:
         reject("too few shares opened", found=len(held.self_shares), expected=f"at least {params.threshold}")
     root_u2 = root_shared(state.root_u1, message.shared)
-    masks.append(Mask(kdf.self_mask_key(state.self_seed, attempt.ctx, setup.me), 1))
+    if params.masks:
+        masks.append(Mask(kdf.self_mask_key(state.self_seed, attempt.ctx, setup.me), 1))
     agreement = Agreement(state.masking_sk)
-    for peer in neighbors:
+    for peer in neighbors if params.masks else ():
         agreed = _agree(agreement, state.advertised[peer].masking_pk)
         seed = kdf.pairwise_seed(agreed, attempt.ctx, root_u2, setup.me, peer)
         agreed.wipe()
         masks.append(Mask(seed, pairwise_sign(setup.me, peer)))
     for secret in (state.encryption_sk, state.masking_sk, state.self_seed):
         secret.wipe()
-    return AwaitingInput(shared, state.graph, root_u2, state.ledger, tuple(complaints), held, tuple(masks))
+    public = (shared, state.graph, root_u2, state.ledger, tuple(complaints))
+    return AwaitingInput(*public, held, tuple(masks), state.decryptor_key)
 
 
-def mask_input(state: AwaitingInput, attempt: Attempt, values: Values | Framed) -> tuple[AwaitingSurvivors, Effects]:
+def mask_input(
+    state: AwaitingInput, attempt: Attempt, values: Values | Framed
+) -> tuple[AwaitingSurvivors | AwaitingHashes, Effects]:
     """Phase 2: frame, mask in place, sign the digest. Charge comes before the first byte leaves."""
     setup = attempt.setup
     words = values.copy(setup.params) if isinstance(values, Framed) else frame(values, setup.params)
     add_masks(words, state.masks)
     erase(state.masks)
+    if setup.params.encrypted:
+        return encrypt_input(state, attempt, words)
     hasher = InputDigest()
     hasher.update(words.view(np.uint8).data)
     unsigned = MaskedInput(hasher.digest(), len(words), state.complaints, b"")
     signature = setup.signing_key.sign(input_body(attempt.ctx, state.root_u2, setup.me, unsigned))
     header = MaskedInput(unsigned.input_digest, unsigned.total_words, unsigned.complaints, signature)
     charge = Charge(attempt.announcement.round, attempt.announcement.attempt)
-    next_state = AwaitingSurvivors(state.shared, state.graph, state.root_u2, state.ledger, state.held)
+    public = (state.shared, state.graph, state.root_u2, state.ledger)
+    next_state = AwaitingSurvivors(*public, state.held, state.shared, ())
     return next_state, (charge, Upload(header, words))
 
 
@@ -192,12 +201,14 @@ def check_consistency(
     if members is None or setup.me not in members:  # SPEC 6.5: reject our own dropout
         reject("the bitmap of U3 is malformed or leaves us out")
     masked = tuple(ClientId(m) for m in members)
+    if not set(masked) <= set(state.listed):  # SPEC 6.8: whoever gave no hash before the uploads is not summed
+        reject("a member of U3 is not in the list of hashes")
     if len(masked) < params.required:
         reject("U3 is too small", found=len(masked), expected=f"at least {params.required}")
     # SPEC 6.5: nobody may be cut off from the rest, or its secrets could be rebuilt alone (or not at all)
     if (fewest := state.graph.fewest_holders(state.shared, masked)) < params.threshold:
         reject("a member of U2 has too few neighbours in U3", found=fewest, expected=f"at least {params.threshold}")
-    hash_u3 = hash_masked(state.root_u2, message.masked)
+    hash_u3 = hash_masked(state.root_u2, message.masked, *state.hash_list)
     row, key = message.row, (announcement.round, announcement.attempt)
     opened = (row.round, row.attempt, row.ctx, row.root_u2, row.hash_u3)
     if opened != (*key, attempt.ctx, state.root_u2, hash_u3):

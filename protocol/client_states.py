@@ -4,13 +4,15 @@ A secret that is not in the state cannot leak from it. After the masks are deriv
 unmasking no share is left, so "never both shares of one peer" and "never answer twice" hold by construction.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+from protocol.encrypted import InputHash
 from protocol.manifest import Manifest
 from protocol.messages import AdvertiseKeys, Announcement
 from protocol.release import ReleaseLedger
 from protocol.roster import Roster
 from secagg.graph import NeighborGraph
+from secagg.he.scheme import AdditiveScheme
 from secagg.masking import Mask
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey, VerifyKey
@@ -33,13 +35,14 @@ class ClientMemory:
 
 @dataclass(frozen=True, slots=True)
 class ClientSetup:
-    """Who this client is and what its owner signed."""
+    """Who this client is and what its owner signed. `scheme`: how inputs are encrypted, where they are."""
 
     me: ClientId
     signing_key: SigningKey
     roster: Roster
     manifest: Manifest
     params: SecAggParams
+    scheme: AdditiveScheme | None = None
 
     @property
     def server_key(self) -> VerifyKey:
@@ -79,6 +82,7 @@ class AwaitingShares:
     encryption_sk: Secret
     masking_sk: Secret
     self_seed: Secret
+    decryptor_key: bytes  # public; empty where nothing is encrypted
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +104,33 @@ class AwaitingInput:
     complaints: tuple[ClientId, ...]
     held: Held
     masks: tuple[Mask, ...]
+    decryptor_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitingSurvivors:
-    """Masked input handed over; U3 comes next."""
+class AwaitingHashes:
+    """Only where inputs are encrypted: the digest of ours is out, the ciphertext is not; all digests come next."""
 
     shared: tuple[ClientId, ...]
     graph: NeighborGraph
     root_u2: bytes
     ledger: ReleaseLedger
     held: Held
+    mine: InputHash
+    ciphertext: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingSurvivors:
+    """Input handed over; U3 comes next."""
+
+    shared: tuple[ClientId, ...]
+    graph: NeighborGraph
+    root_u2: bytes
+    ledger: ReleaseLedger
+    held: Held
+    listed: tuple[ClientId, ...]  # who may be in U3
+    hash_list: tuple[bytes, ...]  # digest of the list of hashes, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +155,22 @@ class Aborted:
     reason: str
 
 
-State = AwaitingKeys | AwaitingShares | AwaitingInput | AwaitingSurvivors | AwaitingCertificate | Completed | Aborted
+State = (
+    AwaitingKeys
+    | AwaitingShares
+    | AwaitingInput
+    | AwaitingHashes
+    | AwaitingSurvivors
+    | AwaitingCertificate
+    | Completed
+    | Aborted
+)
 
 PHASES: dict[type, Phase] = {
     AwaitingKeys: Phase.ADVERTISE_KEYS,
     AwaitingShares: Phase.SHARE_KEYS,
     AwaitingInput: Phase.MASKED_INPUT,
+    AwaitingHashes: Phase.INPUT_HASHES,
     AwaitingSurvivors: Phase.CONSISTENCY_CHECK,
     AwaitingCertificate: Phase.UNMASKING,
     Completed: Phase.COMPLETED,
@@ -165,6 +195,7 @@ def erase(value: object) -> None:
             | AwaitingKeys()
             | AwaitingShares()
             | AwaitingInput()
+            | AwaitingHashes()
             | AwaitingSurvivors()
             | AwaitingCertificate()
         ):

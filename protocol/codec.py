@@ -15,6 +15,16 @@ from typing import Any, Final, NoReturn, TypeVar, assert_never
 from google.protobuf.message import DecodeError, Message
 
 from protocol._pb import secagg_pb2 as pb
+from protocol.encrypted import (
+    HASH_BYTES,
+    MAX_KEY,
+    DecryptorKey,
+    EncryptedInput,
+    InputHash,
+    InputHashes,
+    OpenedSum,
+    OpeningRequest,
+)
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import (
     AdvertiseKeys,
@@ -53,6 +63,7 @@ MAX_TEXT: Final = 4096
 MAX_COUNTER: Final = 2**31 - 1  # rounds and attempts
 MAX_SEQ: Final = 2**53 - 1
 MAX_WORDS: Final = 2**40
+MAX_BYTES: Final = 2**53 - 1  # of an encrypted input
 
 _CIPHERTEXT_BYTES = (0, 82)
 
@@ -215,6 +226,35 @@ def _client_frame(message: ClientMessage) -> pb.ClientFrame:
             return pb.ClientFrame(statement=statement)
         case LedgerRows():
             return pb.ClientFrame(ledger_rows=pb.LedgerRows(rows=_rows_pb(message.rows, "rows")))
+        case InputHash():
+            return pb.ClientFrame(
+                input_hash=pb.InputHash(
+                    input_digest=_hash(message.input_digest, "input_digest"),
+                    total_bytes=ranged(message.total_bytes, 1, MAX_BYTES, "total_bytes"),
+                    complaints=id_tuple(message.complaints, "complaints"),
+                    signature=_signature(message.signature),
+                )
+            )
+        case EncryptedInput():
+            return pb.ClientFrame(
+                encrypted_input=pb.EncryptedInput(
+                    input_digest=_hash(message.input_digest, "input_digest"),
+                    total_bytes=ranged(message.total_bytes, 1, MAX_BYTES, "total_bytes"),
+                    signature=_signature(message.signature),
+                )
+            )
+        case DecryptorKey():
+            ranged(len(message.public_key), 1, MAX_KEY, "length of a public key")
+            key = pb.DecryptorKey(public_key=message.public_key, signature=_signature(message.signature))
+            return pb.ClientFrame(decryptor_key=key)
+        case OpenedSum():
+            return pb.ClientFrame(
+                opened_sum=pb.OpenedSum(
+                    input_digest=_hash(message.input_digest, "input_digest"),
+                    total_words=ranged(message.total_words, 1, MAX_WORDS, "total_words"),
+                    signature=_signature(message.signature),
+                )
+            )
     assert_never(message)
 
 
@@ -245,6 +285,17 @@ def _client_message(frame: pb.ClientFrame) -> ClientMessage:
             return Statement(frame.statement.body, frame.statement.signature)
         case "ledger_rows":
             return LedgerRows(_rows(frame.ledger_rows.rows, "rows"))
+        case "input_hash":
+            h = frame.input_hash
+            return InputHash(h.input_digest, h.total_bytes, id_tuple(h.complaints, "complaints"), h.signature)
+        case "encrypted_input":
+            e = frame.encrypted_input
+            return EncryptedInput(e.input_digest, e.total_bytes, e.signature)
+        case "decryptor_key":
+            return DecryptorKey(frame.decryptor_key.public_key, frame.decryptor_key.signature)
+        case "opened_sum":
+            o = frame.opened_sum
+            return OpenedSum(o.input_digest, o.total_words, o.signature)
     _nothing("ClientFrame")
 
 
@@ -274,6 +325,8 @@ def _server_frame(message: ServerMessage) -> pb.ServerFrame:
                         pb.KeyEntry(client=e.client, keys=_keys_pb(e.keys), path=_path(e.path)) for e in message.entries
                     ],
                     segment=_rows_pb(message.segment, "segment"),
+                    decryptor_key=_key(message.decryptor_key),
+                    decryptor_signature=sized(message.decryptor_signature, (0, 64), "decryptor_signature"),
                 )
             )
         case PeerShares():
@@ -284,9 +337,7 @@ def _server_frame(message: ServerMessage) -> pb.ServerFrame:
             notice = pb.SurvivorNotice(masked=_bits(message.masked), row=_row_pb(message.row))
             return pb.ServerFrame(survivor_notice=notice)
         case Certificate():
-            _ascending(message.signatures, lambda s: s[0], "signatures")
-            signatures = [pb.SignatureEntry(client=c, signature=_signature(s)) for c, s in message.signatures]
-            return pb.ServerFrame(certificate=pb.Certificate(signatures=signatures))
+            return pb.ServerFrame(certificate=pb.Certificate(signatures=_signatures_pb(message.signatures)))
         case RoundResult():
             return pb.ServerFrame(
                 round_result=pb.RoundResult(
@@ -302,12 +353,29 @@ def _server_frame(message: ServerMessage) -> pb.ServerFrame:
                 attempt_aborted=pb.AttemptAborted(
                     round=_counter(message.round, "round"),
                     attempt=ranged(message.attempt, 0, MAX_COUNTER, "attempt"),
-                    phase=ranged(message.phase, 0, 6, "phase"),
+                    phase=_phase(message.phase),
                     reason=short_text(message.reason, "reason"),
                 )
             )
         case Finished():
             return pb.ServerFrame(finished=pb.Finished(rounds=_counter(message.rounds, "rounds")))
+        case InputHashes():
+            listed = pb.InputHashes(listed=_bits(message.listed), digests=_digests(message.digests))
+            return pb.ServerFrame(input_hashes=listed)
+        case OpeningRequest():
+            return pb.ServerFrame(
+                opening_request=pb.OpeningRequest(
+                    advertised=_bits(message.advertised),
+                    tree_root=_hash(message.tree_root, "tree_root"),
+                    shared=_bits(message.shared),
+                    listed=_bits(message.listed),
+                    digests=_digests(message.digests),
+                    masked=_bits(message.masked),
+                    ledger_seq=ranged(message.ledger_seq, 1, MAX_SEQ, "ledger_seq"),
+                    ledger_head=_hash(message.ledger_head, "ledger_head"),
+                    signatures=_signatures_pb(message.signatures),
+                )
+            )
     assert_never(message)
 
 
@@ -327,6 +395,8 @@ def _server_message(frame: pb.ServerFrame) -> ServerMessage:
                     for e in entries
                 ),
                 _rows(frame.key_list.segment, "segment"),
+                frame.key_list.decryptor_key,
+                frame.key_list.decryptor_signature,
             )
         case "peer_shares":
             shares = _capped(frame.peer_shares.shares, MAX_NEIGHBORS, "shares")
@@ -334,17 +404,31 @@ def _server_message(frame: pb.ServerFrame) -> ServerMessage:
         case "survivor_notice":
             return SurvivorNotice(frame.survivor_notice.masked, _row(frame.survivor_notice.row))
         case "certificate":
-            signatures = _capped(frame.certificate.signatures, MAX_CLIENTS, "signatures")
-            return Certificate(tuple((ClientId(s.client), s.signature) for s in signatures))
+            return Certificate(_signatures(frame.certificate.signatures))
         case "round_result":
             r = frame.round_result
             included = id_tuple(r.included, "included")
             return RoundResult(r.round, r.attempt, included, r.aggregate_digest, r.model_digest)
         case "attempt_aborted":
             e = frame.attempt_aborted
-            return AttemptAborted(e.round, e.attempt, Phase(ranged(e.phase, 0, 6, "phase")), e.reason)
+            return AttemptAborted(e.round, e.attempt, Phase(_phase(e.phase)), e.reason)
         case "finished":
             return Finished(frame.finished.rounds)
+        case "input_hashes":
+            return InputHashes(frame.input_hashes.listed, frame.input_hashes.digests)
+        case "opening_request":
+            o = frame.opening_request
+            return OpeningRequest(
+                advertised=o.advertised,
+                tree_root=o.tree_root,
+                shared=o.shared,
+                listed=o.listed,
+                digests=o.digests,
+                masked=o.masked,
+                ledger_seq=o.ledger_seq,
+                ledger_head=o.ledger_head,
+                signatures=_signatures(o.signatures),
+            )
     _nothing("ServerFrame")
 
 
@@ -361,6 +445,29 @@ def _signature(data: bytes) -> bytes:
 
 def _counter(value: int, name: str) -> int:
     return ranged(value, 1, MAX_COUNTER, name)
+
+
+def _phase(value: int) -> int:
+    return ranged(value, 0, max(Phase), "phase")
+
+
+def _key(data: bytes) -> bytes:
+    ranged(len(data), 0, MAX_KEY, "length of a public key")
+    return data
+
+
+def _digests(data: bytes) -> bytes:
+    ranged(len(data), 1, HASH_BYTES * MAX_CLIENTS, "bytes of the digests")
+    return data
+
+
+def _signatures_pb(entries: Sequence[tuple[ClientId, bytes]]) -> list[pb.SignatureEntry]:
+    _ascending(entries, lambda s: s[0], "signatures")
+    return [pb.SignatureEntry(client=c, signature=_signature(s)) for c, s in entries]
+
+
+def _signatures(entries: Sequence[pb.SignatureEntry]) -> tuple[tuple[ClientId, bytes], ...]:
+    return tuple((ClientId(s.client), s.signature) for s in _capped(entries, MAX_CLIENTS, "signatures"))
 
 
 def _bits(data: bytes) -> bytes:

@@ -39,8 +39,11 @@ def reject(what: str, *, found: object = None, expected: object = None) -> NoRet
     )
 
 
-def check_key_list(attempt: Attempt, mine: AdvertiseKeys, message: KeyList) -> Neighborhood:
-    """Every check of SPEC 6.3 but that of the release ledger. Raises RemoteProtocolError."""
+def check_key_list(attempt: Attempt, mine: AdvertiseKeys, message: KeyList, *key: bytes) -> Neighborhood:
+    """Every check of SPEC 6.3 but that of the release ledger; `key`: digest of the decryptor's key, where there is one.
+
+    Raises RemoteProtocolError.
+    """
     setup, params = attempt.setup, attempt.setup.params
     members = from_bitmap(message.advertised, attempt.announcement.cohort)
     if members is None or setup.me not in members:
@@ -54,7 +57,8 @@ def check_key_list(attempt: Attempt, mine: AdvertiseKeys, message: KeyList) -> N
     advertised = {entry.client: entry.keys for entry in message.entries}
     if advertised.get(setup.me) != mine:
         reject("our own key advertisement is missing or changed")
-    root_u1 = root_advertised(attempt.ctx, message.advertised, _tree_root(attempt, message.entries, u1))
+    tree_root = _tree_root(attempt, message.entries, u1)
+    root_u1 = root_advertised(attempt.ctx, message.advertised, tree_root, *key)
     graph = neighbor_graph(params, u1, root_u1)
     expected = tuple(sorted((setup.me, *graph.neighbors(setup.me))))
     if listed != expected:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, isqrt, prod
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,9 @@ from secagg.signing import SigningKey, VerifyKey
 from secagg.transcript import digest
 
 KIND = "application/vnd.secagg.manifest.v1+json"
+
+DENIED_LIBRARIES: Final[frozenset[str]] = frozenset()
+"""HE libraries, as manifests name them, with a defect that nothing here stops: a manifest with one is refused."""
 
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$")]
@@ -157,11 +160,26 @@ class PrivacySpec(StrictModel):
         return self
 
 
+class EncryptionSpec(StrictModel):
+    """The second lock: how inputs are encrypted for the decryptor. Moduli are derived, never written."""
+
+    scheme: Literal["bfv"]
+    limb_bits: Literal[16, 22, 32]
+    library: Annotated[str, Field(pattern=r"^[a-z]{1,20} [0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}$")]  # name and version
+
+    @model_validator(mode="after")
+    def _usable(self) -> "EncryptionSpec":
+        if self.library in DENIED_LIBRARIES:
+            raise ValueError("this version of the HE library is known to be unsafe")
+        return self
+
+
 class AggregationSpec(StrictModel):
     """Secure aggregation. Thresholds are derived, never written: see `secagg.params`."""
 
     graph: Literal["complete", "ring"]
-    assurance: Literal["masking"]
+    assurance: Literal["masking", "dual", "he"]
+    encryption: EncryptionSpec | None = None  # the key is left out with "masking"; null is refused (`exactly`)
     cipher: Literal["aes-256-ctr"]
     num_clients: Annotated[int, Field(ge=3, le=10_000)]
     max_corrupt: Annotated[int, Field(ge=0)]
@@ -171,6 +189,12 @@ class AggregationSpec(StrictModel):
     scale: Positive  # grid steps per unit of the aggregated update
     bound: Positive  # largest |value| of one client, in grid steps
     chunk_words: Annotated[int, Field(ge=16, le=65536)]
+
+    @model_validator(mode="after")
+    def _locked(self) -> "AggregationSpec":
+        if (self.assurance == "masking") != (self.encryption is None):
+            raise ValueError('"encryption" belongs to assurance "dual" and "he", and to no other')
+        return self
 
 
 class Manifest(StrictModel):
@@ -205,6 +229,8 @@ class Manifest(StrictModel):
         training, privacy, aggregation = self.training, self.privacy, self.aggregation
         if (training.local_steps, training.optimizer) != (1, "sgd"):
             raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
+        if aggregation.assurance == "he":
+            raise ValueError("R2 needs masks: without them the decryptor sees uploads with a share of the noise only")
         if aggregation.scale != privacy.scale:
             raise ValueError("R2 aggregates the integers of the mechanism: both scales must be equal")
         if privacy.noise_steps**2 < 100 * self.noise_shares:
@@ -250,11 +276,13 @@ class Manifest(StrictModel):
             encoding=SlotEncoding(a.slots_per_word, a.scale, a.bound, a.num_clients),
             chunk_words=a.chunk_words,
             graph=a.graph,
+            assurance=a.assurance,
+            limb_bits=0 if a.encryption is None else a.encryption.limb_bits,
         )
 
     def to_bytes(self) -> bytes:
         """Canonical bytes."""
-        return signed.canonical(self.model_dump(mode="json"))
+        return signed.canonical(self.model_dump(mode="json", exclude_none=True))
 
     def digest(self) -> bytes:
         """32-byte digest that enters ctx."""

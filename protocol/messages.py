@@ -7,6 +7,7 @@ phase 4.
 
 from dataclasses import dataclass, field
 
+from protocol.encrypted import DecryptorKey, EncryptedInput, InputHash, InputHashes, OpenedSum, OpeningRequest
 from secagg.labels import (
     ADVERTISE_LEAF,
     CIPHERTEXT_HASH,
@@ -112,12 +113,14 @@ class KeyList:
     """Server -> members of U1: who is in U1, whose keys concern this client, and the ledger rows it has not seen.
 
     `advertised` is the bitmap of U1 over the cohort. `entries`, ascending: all of U1 on the complete graph, the
-    recipient and its neighbours on the ring.
+    recipient and its neighbours on the ring. The decryptor's key and signature are empty where nothing is encrypted.
     """
 
     advertised: bytes
     entries: tuple[KeyEntry, ...]
     segment: tuple[LedgerRow, ...]
+    decryptor_key: bytes = field(default=b"", repr=False)
+    decryptor_signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +264,33 @@ class LedgerRows:
 
 
 ClientMessage = (
-    AdvertiseKeys | ShareKeys | MaskedInput | ConsistencyCheck | UnmaskingShares | Withdraw | Statement | LedgerRows
+    AdvertiseKeys
+    | ShareKeys
+    | MaskedInput
+    | ConsistencyCheck
+    | UnmaskingShares
+    | Withdraw
+    | Statement
+    | LedgerRows
+    | InputHash
+    | EncryptedInput
+    | DecryptorKey
+    | OpenedSum
 )
 ServerMessage = (
-    Announcement | KeyList | PeerShares | SurvivorNotice | Certificate | RoundResult | AttemptAborted | Finished
+    Announcement
+    | KeyList
+    | PeerShares
+    | SurvivorNotice
+    | Certificate
+    | RoundResult
+    | AttemptAborted
+    | Finished
+    | InputHashes
+    | OpeningRequest
 )
+UploadHeader = MaskedInput | EncryptedInput | OpenedSum
+"""What chunks may follow. A decryptor sends DecryptorKey and OpenedSum, and is sent an OpeningRequest."""
 
 
 def seed_commitment(ctx: bytes, client: ClientId, self_seed: Secret) -> bytes:
@@ -306,9 +331,10 @@ def advertise_leaf(ctx: bytes, client: ClientId, keys: AdvertiseKeys) -> bytes:
     return digest(ADVERTISE_LEAF, keys.body(ctx, client), keys.signature)
 
 
-def root_advertised(ctx: bytes, advertised: bytes, tree_root: bytes) -> bytes:
-    """root(U1) = H(ctx, bitmap over the cohort, Merkle root over the signed AdvertiseKeys of U1, ascending)."""
-    return digest(ROOT_ADVERTISED, ctx, advertised, tree_root)
+def root_advertised(ctx: bytes, advertised: bytes, tree_root: bytes, *key: bytes) -> bytes:
+    """root(U1) = H(ctx, bitmap over the cohort, Merkle root over the signed AdvertiseKeys of U1, ascending), and where
+    inputs are encrypted the digest of the decryptor's key."""
+    return digest(ROOT_ADVERTISED, ctx, advertised, tree_root, *key)
 
 
 def root_shared(root_u1: bytes, shared: bytes) -> bytes:
@@ -316,6 +342,6 @@ def root_shared(root_u1: bytes, shared: bytes) -> bytes:
     return digest(ROOT_SHARED, root_u1, shared)
 
 
-def hash_masked(root_u2: bytes, masked: bytes) -> bytes:
-    """H(U3) = H(root(U2), bitmap)."""
-    return digest(ROOT_MASKED, root_u2, masked)
+def hash_masked(root_u2: bytes, masked: bytes, *listed: bytes) -> bytes:
+    """H(U3) = H(root(U2), bitmap), and where inputs are encrypted the digest of the list of their hashes."""
+    return digest(ROOT_MASKED, root_u2, masked, *listed)

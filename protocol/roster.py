@@ -61,6 +61,7 @@ class Roster(StrictModel):
     consortium: Annotated[str, Field(min_length=1, max_length=200)]
     version: Annotated[int, Field(ge=1)]
     server: Peer
+    decryptor: Peer | None = None  # the key is left out where there is none; null is refused (`exactly`)
     clients: tuple[Member, ...]
 
     @model_validator(mode="after")
@@ -68,7 +69,7 @@ class Roster(StrictModel):
         ids = [member.client_id for member in self.clients]
         if ids != sorted(set(ids)):
             raise ValueError("client ids must be distinct and ascending")
-        peers: list[Peer] = [self.server, *self.clients]
+        peers = self.peers
         for field in ("name", "identity_key", "tls_key_sha256"):
             if len({getattr(peer, field) for peer in peers}) != len(peers):
                 raise ValueError(f"two members share one {field}")
@@ -76,7 +77,20 @@ class Roster(StrictModel):
 
     def to_bytes(self) -> bytes:
         """Canonical bytes."""
-        return signed.canonical(self.model_dump(mode="json"))
+        return signed.canonical(self.model_dump(mode="json", exclude_none=True))
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everybody: the server, the decryptor if there is one, the clients."""
+        second = () if self.decryptor is None else (self.decryptor,)
+        return (self.server, *second, *self.clients)
+
+    @property
+    def decryptor_key(self) -> VerifyKey:
+        """Identity key of the decryptor. Raises DocumentError if the roster names none."""
+        if self.decryptor is None:
+            raise DocumentError("the roster names no decryptor", expected="one, for this assurance", code="E304")
+        return VerifyKey(bytes.fromhex(self.decryptor.identity_key))
 
     def root(self) -> bytes:
         """32-byte digest that enters ctx."""

@@ -10,7 +10,27 @@ from typing import TypeVar
 
 from protocol.context import context
 from protocol.drops import DropReason
-from protocol.effects import Abort, AcceptUpload, Aggregate, Effect, Effects, Persist, Released, ReleaseRecord, Send
+from protocol.effects import (
+    Abort,
+    AcceptUpload,
+    Aggregate,
+    Effect,
+    Effects,
+    ListRecord,
+    Persist,
+    Released,
+    ReleaseRecord,
+    Send,
+)
+from protocol.encrypted import (
+    EncryptedInput,
+    InputHash,
+    InputHashes,
+    OpeningRequest,
+    encrypted_input_body,
+    input_hash_body,
+    packed_sizes,
+)
 from protocol.errors import LocalProtocolError
 from protocol.messages import (
     KEY_SHARE,
@@ -32,6 +52,7 @@ from protocol.messages import (
     ShareKeys,
     SurvivorNotice,
     UnmaskingShares,
+    UploadHeader,
     Withdraw,
     advertise_leaf,
     consistency_body,
@@ -44,6 +65,7 @@ from protocol.messages import (
 )
 from protocol.release import MAX_SEGMENT, ReleaseLedger, follow
 from protocol.roster import Roster
+from protocol.second_lock import SecondLock
 from protocol.unmasking import DealerFault, Unmasking
 from secagg import key_agreement
 from secagg.encoding import Words
@@ -53,9 +75,9 @@ from secagg.masking import unframe
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey, VerifyKey
 from secagg.transcript import MerkleTree, bitmap, merkle_root
-from secagg.types import ClientId, Phase, Secret
+from secagg.types import DECRYPTOR, ClientId, Phase, Secret
 
-M = TypeVar("M", AdvertiseKeys, ShareKeys, ConsistencyCheck, UnmaskingShares)
+M = TypeVar("M", AdvertiseKeys, ShareKeys, InputHash, ConsistencyCheck, UnmaskingShares)
 
 
 class ServerSession:
@@ -80,14 +102,20 @@ class ServerSession:
         self.drops: dict[ClientId, DropReason] = {}
         self._signer = signer
         self._messages: dict[Phase, dict[ClientId, ClientMessage]] = {phase: {} for phase in Phase}
-        self._headers: dict[ClientId, MaskedInput] = {}
+        self._headers: dict[ClientId, UploadHeader] = {}
+        self._lock = SecondLock(self.ctx, params, roster)
         self._sets: dict[Phase, tuple[ClientId, ...]] = {}
         self._inside: dict[Phase, frozenset[ClientId]] = {}  # the same sets, to look a client up
         self._excluded = excluded
         self._invited = frozenset(announcement.cohort)
         self._keys_seen: set[bytes] = set()  # public keys and commitments: no two clients may share one
         self._graph: NeighborGraph | None = None
-        self._root_u1 = self._root_u2 = self._hash_u3 = b""
+        self._tree_root = self._root_u1 = self._root_u2 = self._hash_u3 = b""
+
+    @property
+    def invited(self) -> tuple[ClientId, ...]:
+        """The cohort, and the decryptor first if it takes part."""
+        return (DECRYPTOR, *self.announcement.cohort) if self._lock.used else self.announcement.cohort
 
     @property
     def advertised(self) -> tuple[ClientId, ...]:
@@ -98,6 +126,11 @@ class ServerSession:
     def shared(self) -> tuple[ClientId, ...]:
         """U2, once phase 1 is closed."""
         return self._sets.get(Phase.SHARE_KEYS, ())
+
+    @property
+    def listed(self) -> tuple[ClientId, ...]:
+        """Whose digests were given to everybody before the first upload; only where inputs are encrypted."""
+        return self._sets.get(Phase.INPUT_HASHES, ())
 
     @property
     def masked(self) -> tuple[ClientId, ...]:
@@ -117,21 +150,29 @@ class ServerSession:
     @property
     def open(self) -> bool:
         """Whether a phase waits for clients."""
-        return self.phase < Phase.COMPLETED and Phase.UNMASKING not in self._sets
+        return self.phase not in (Phase.COMPLETED, Phase.ABORTED) and Phase.UNMASKING not in self._sets
+
+    def members(self, phase: Phase) -> tuple[ClientId, ...]:
+        """The set that closing this phase fixed; nothing before."""
+        return self._sets.get(phase, ())
 
     def start(self) -> Effects:
-        """Announce the attempt to the cohort."""
-        return tuple(Send(self.announcement, client) for client in self.announcement.cohort)
+        """Announce the attempt to the cohort, and to the decryptor if it takes part."""
+        return tuple(Send(self.announcement, client) for client in self.invited)
 
     def missing(self) -> tuple[ClientId, ...]:
-        """Admitted clients that the open phase still waits for."""
+        """Admitted clients, and the decryptor, that the open phase still waits for."""
         if not self.open:
             return ()
         answered = self._messages[self.phase]
-        return tuple(c for c in self._admitted_list() if c not in answered and c not in self.drops)
+        clients = tuple(c for c in self._admitted_list() if c not in answered and c not in self.drops)
+        return (DECRYPTOR, *clients) if self._lock.awaited(self.phase) else clients
 
     def receive(self, sender: ClientId, message: ClientMessage) -> Effects | DropReason:
         """One message. A reason drops the sender from this attempt, except for late and repeated messages."""
+        if sender == DECRYPTOR and self._lock.used:
+            result = self._lock.receive(message, self.phase, self._hash_u3)
+            return self._abort(result) if isinstance(result, str) else result
         if sender not in self._invited:
             return DropReason.NOT_INVITED
         if sender in self.drops:
@@ -141,9 +182,10 @@ class ServerSession:
         if isinstance(message, LedgerRows):
             return self._adopt(sender, message)
         phase = _PHASE_OF.get(type(message))
-        if phase is None:
+        if phase is None or type(message) in (_PLAIN if self._lock.used else _ENCRYPTED):
             return DropReason.WRONG_PHASE
-        earlier = self._headers.get(sender) if isinstance(message, MaskedInput) else self._messages[phase].get(sender)
+        uploads = isinstance(message, MaskedInput | EncryptedInput)
+        earlier = self._headers.get(sender) if uploads else self._messages[phase].get(sender)
         if earlier is not None:  # a lost answer makes a client repeat itself: the same bytes are fine, others are not
             if earlier != message:
                 return self._drop(sender, DropReason.CHANGED_MESSAGE)
@@ -151,14 +193,16 @@ class ServerSession:
             return (AcceptUpload(sender, self._headers[sender]),) if again else ()  # its upload was cut off: once more
         if phase is not self.phase or not self.open:
             return DropReason.WRONG_PHASE
-        if self.phase is not Phase.ADVERTISE_KEYS and sender not in self._inside[Phase(self.phase - 1)]:
+        if self.phase is not Phase.ADVERTISE_KEYS and sender not in self._inside[self._before(self.phase)]:
             return DropReason.NOT_ADMITTED
         match message:
             case AdvertiseKeys():
                 problem = self._check_advertise(sender, message)
             case ShareKeys():
                 problem = self._check_shares(sender, message)
-            case MaskedInput():
+            case InputHash():
+                problem = self._check_hash(sender, message)
+            case MaskedInput() | EncryptedInput():
                 problem = self._check_header(sender, message)
                 if problem is None:
                     self._headers[sender] = message
@@ -176,6 +220,8 @@ class ServerSession:
 
     def upload_complete(self, sender: ClientId) -> Effects | DropReason:
         """All chunks of an accepted header were spooled and their digest is the header's: the sender is in U3."""
+        if sender == DECRYPTOR:
+            return self._lock.upload_complete()
         header = self._headers.get(sender)
         if header is None or sender in self.drops:
             return self.drops.get(sender, DropReason.UPLOAD_NOT_ACCEPTED)
@@ -197,11 +243,15 @@ class ServerSession:
         required = params.required_advertised if self.phase is Phase.ADVERTISE_KEYS else params.required
         if len(members) < required:
             return self._abort(f"{len(members)} clients left, {required} required")
+        if self._lock.awaited(self.phase):  # nobody else can make the key, or open the sum
+            return self._abort("the decryptor did not answer")
         match self.phase:
             case Phase.ADVERTISE_KEYS:
                 return self._close_advertise()
             case Phase.SHARE_KEYS:
                 return self._close_shares()
+            case Phase.INPUT_HASHES:
+                return self._close_hashes()
             case Phase.MASKED_INPUT:
                 return self._close_masked()
             case Phase.CONSISTENCY_CHECK:
@@ -209,7 +259,7 @@ class ServerSession:
                 signatures = tuple((c, self._message(ConsistencyCheck, c).signature) for c in signers)
                 self.phase = Phase.UNMASKING
                 certificate = Certificate(signatures)
-                return tuple(Send(certificate, c) for c in members)
+                return (*self._opening_request(signatures), *(Send(certificate, c) for c in members))
             case _:
                 return self._close_unmasking()
 
@@ -231,7 +281,8 @@ class ServerSession:
         messages = {c: self._message(AdvertiseKeys, c) for c in members}
         tree = MerkleTree([advertise_leaf(self.ctx, c, keys) for c, keys in messages.items()])
         bits = bitmap(members, cohort)
-        self._root_u1 = root_advertised(self.ctx, bits, tree.root)
+        self._tree_root = tree.root
+        self._root_u1 = root_advertised(self.ctx, bits, tree.root, *self._lock.key_digest)
         graph = self._graph = neighbor_graph(self.params, members, self._root_u1)
         whole = self.params.graph == "complete"
         entries = {c: KeyEntry(c, keys, () if whole else tree.path(i)) for i, (c, keys) in enumerate(messages.items())}
@@ -242,6 +293,7 @@ class ServerSession:
                     bits,
                     tuple(entries[v] for v in sorted((c, *graph.neighbors(c)))),
                     self.ledger.since(keys.ledger_seq),
+                    *self._lock.key,
                 ),
                 c,
             )
@@ -269,18 +321,28 @@ class ServerSession:
                             message.signature,
                         )
                     )
-        self.phase = Phase.MASKED_INPUT
+        self.phase = Phase.INPUT_HASHES if self.params.encrypted else Phase.MASKED_INPUT
         return tuple(Send(PeerShares(bits, tuple(dealt[c])), c) for c in self.shared)
 
+    def _close_hashes(self) -> Effects:
+        """SPEC 7.9: the list is fixed before the first ciphertext is here, and nobody else can be in U3."""
+        digests = b"".join(self._message(InputHash, c).input_digest for c in self.listed)
+        listed = self._lock.listed = InputHashes(bitmap(self.listed, self.shared), digests)
+        self.phase = Phase.MASKED_INPUT
+        sends: list[Effect] = [Send(listed, c) for c in self.listed]
+        if self.params.masks:
+            return tuple(sends)
+        return (Persist(ListRecord(self.announcement.round, self.announcement.attempt)), *sends)
+
     def _close_masked(self) -> Effects:
-        complaints = Counter(d for c in self.masked for d in set(self._headers[c].complaints))
+        complaints = Counter(d for c in self.masked for d in set(self._complaints(c)))
         convicted = sorted(d for d, count in complaints.items() if count > self.params.max_corrupt_neighbors)
         if convicted:  # more complaints than corrupt holders: an honest one complains, the dealer is to blame
             return self._abort(f"client {convicted[0]} dealt shares that do not open", tuple(convicted))
         if problem := self._cut_off(self.masked):  # SPEC 7.4: such a U3 is never published
             return self._abort(problem)
         masked = bitmap(self.masked, self.shared)
-        self._hash_u3 = hash_masked(self._root_u2, masked)
+        self._hash_u3 = hash_masked(self._root_u2, masked, *self._lock.hash_list(self._root_u2))
         key = (self.announcement.round, self.announcement.attempt)
         row = self.ledger.next_row((*key, self.ctx, self._root_u2, self._hash_u3), self._signer)
         self.ledger = self.ledger.extended(row)
@@ -303,7 +365,26 @@ class ServerSession:
             return self._abort(error.what, (error.dealer,))
         except SecAggError as error:
             return self._abort(error.what)
-        return (Aggregate(self.masked, masks),)
+        if not self.params.masks:
+            masks = ()
+        return (Aggregate(self.masked, masks, opened=self.params.encrypted),)
+
+    def _opening_request(self, signatures: tuple[tuple[ClientId, bytes], ...]) -> Effects:
+        listed = self._lock.listed
+        if listed is None:
+            return ()
+        request = OpeningRequest(
+            advertised=bitmap(self.advertised, self.announcement.cohort),
+            tree_root=self._tree_root,
+            shared=bitmap(self.shared, self.advertised),
+            listed=listed.listed,
+            digests=listed.digests,
+            masked=bitmap(self.masked, self.shared),
+            ledger_seq=self.ledger.seq,
+            ledger_head=self.ledger.head,
+            signatures=signatures,
+        )
+        return (Send(request, DECRYPTOR),)
 
     def _cut_off(self, present: tuple[ClientId, ...]) -> str | None:
         """Why the secrets of some member of U2 could not be rebuilt by `present` alone; None if all can."""
@@ -313,7 +394,7 @@ class ServerSession:
     def _abort(self, reason: str, convicted: tuple[ClientId, ...] = ()) -> Effects:
         at, self.phase = self.phase, Phase.ABORTED
         notice: ServerMessage = AttemptAborted(self.announcement.round, self.announcement.attempt, at, reason)
-        sends: list[Effect] = [Send(notice, c) for c in self.announcement.cohort]
+        sends: list[Effect] = [Send(notice, c) for c in self.invited]
         return (*sends, Abort(at, reason, convicted))
 
     def _adopt(self, sender: ClientId, message: LedgerRows) -> Effects | DropReason:
@@ -343,7 +424,21 @@ class ServerSession:
     def _admitted_list(self) -> tuple[ClientId, ...]:
         if self.phase is Phase.ADVERTISE_KEYS:
             return self.announcement.cohort
-        return self._sets.get(Phase(self.phase - 1), ())
+        return self.members(self._before(self.phase))
+
+    def _before(self, phase: Phase) -> Phase:
+        """The phase whose set this one builds on."""
+        if phase is Phase.INPUT_HASHES:
+            return Phase.SHARE_KEYS
+        if phase is Phase.MASKED_INPUT and self.params.encrypted:
+            return Phase.INPUT_HASHES
+        return Phase(phase - 1)
+
+    def _complaints(self, client: ClientId) -> tuple[ClientId, ...]:
+        if self.params.encrypted:
+            return self._message(InputHash, client).complaints
+        header = self._headers[client]
+        return header.complaints if isinstance(header, MaskedInput) else ()
 
     def _drop(self, client: ClientId, reason: DropReason) -> DropReason:
         self.drops[client] = reason
@@ -389,17 +484,33 @@ class ServerSession:
             return DropReason.BAD_SIGNATURE
         return None
 
-    def _check_header(self, sender: ClientId, message: MaskedInput) -> DropReason | None:
-        named = message.complaints
-        if message.total_words != self.params.total_words:
+    def _check_header(self, sender: ClientId, message: MaskedInput | EncryptedInput) -> DropReason | None:
+        if isinstance(message, MaskedInput):
+            if message.total_words != self.params.total_words or not self._may_complain(sender, message.complaints):
+                return DropReason.BAD_HEADER
+            body = input_body(self.ctx, self._root_u2, sender, message)
+        else:
+            given = self._message(InputHash, sender)
+            if (message.input_digest, message.total_bytes) != (given.input_digest, given.total_bytes):
+                return DropReason.CHANGED_MESSAGE
+            (listed,) = self._lock.hash_list(self._root_u2)
+            body = encrypted_input_body(self.ctx, listed, sender, message)
+        return None if self._signed(sender, message.signature, body) else DropReason.BAD_SIGNATURE
+
+    def _check_hash(self, sender: ClientId, message: InputHash) -> DropReason | None:
+        low, high = packed_sizes(self.params.num_blocks)
+        others = self._messages[Phase.INPUT_HASHES].values()
+        if not low <= message.total_bytes <= high or not self._may_complain(sender, message.complaints):
             return DropReason.BAD_HEADER
-        if not set(named) <= set(self._drawn_graph.neighbors(sender)) & self._inside[Phase.SHARE_KEYS]:
-            return DropReason.BAD_HEADER
-        if list(named) != sorted(set(named)):  # a name twice would count twice against an honest dealer
-            return DropReason.BAD_HEADER
-        if not self._signed(sender, message.signature, input_body(self.ctx, self._root_u2, sender, message)):
-            return DropReason.BAD_SIGNATURE
-        return None
+        if any(isinstance(m, InputHash) and m.input_digest == message.input_digest for m in others):
+            return DropReason.BAD_HEADER  # somebody else's ciphertext counted twice, or nobody's
+        body = input_hash_body(self.ctx, self._root_u2, sender, message)
+        return None if self._signed(sender, message.signature, body) else DropReason.BAD_SIGNATURE
+
+    def _may_complain(self, sender: ClientId, named: tuple[ClientId, ...]) -> bool:
+        """Ascending neighbours in U2; a name twice would count twice against an honest dealer."""
+        near = set(self._drawn_graph.neighbors(sender)) & self._inside[Phase.SHARE_KEYS]
+        return set(named) <= near and list(named) == sorted(set(named))
 
     def _check_consistency(self, sender: ClientId, message: ConsistencyCheck) -> DropReason | None:
         body = consistency_body(self.ctx, self._root_u2, self._hash_u3, self.ledger.seq, self.ledger.head)
@@ -407,7 +518,7 @@ class ServerSession:
 
     def _check_unmasking(self, sender: ClientId, message: UnmaskingShares) -> DropReason | None:
         """Exactly the shares that the sender must hold, each as its dealer hashed it (else: the sender's fault)."""
-        refused = set(self._headers[sender].complaints)
+        refused = set(self._complaints(sender))
         shared, survivors = self._inside[Phase.SHARE_KEYS], self._inside[Phase.MASKED_INPUT]
         dealers = [d for d in self._drawn_graph.dealt_to(sender) if d in shared and d not in refused]
         expected = {
@@ -436,10 +547,14 @@ class ServerSession:
         return message
 
 
+_PLAIN = (MaskedInput,)  # only where nothing is encrypted
+_ENCRYPTED = (InputHash, EncryptedInput)  # only where inputs are
 _PHASE_OF: dict[type, Phase] = {
     AdvertiseKeys: Phase.ADVERTISE_KEYS,
     ShareKeys: Phase.SHARE_KEYS,
+    InputHash: Phase.INPUT_HASHES,
     MaskedInput: Phase.MASKED_INPUT,
+    EncryptedInput: Phase.MASKED_INPUT,
     ConsistencyCheck: Phase.CONSISTENCY_CHECK,
     UnmaskingShares: Phase.UNMASKING,
 }

@@ -217,8 +217,9 @@ class InputDigest:
 
     __slots__ = ("_hash",)
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256(encode(MASKED_INPUT))
+    def __init__(self, label: bytes = MASKED_INPUT) -> None:
+        """Another `label` for uploads of another kind."""
+        self._hash = hashlib.sha256(encode(label))
 
     def update(self, chunk: bytes | memoryview) -> None:
         """Add the next chunk, or several at once."""

@@ -14,16 +14,19 @@ Ring: the quorum and min_cohort as above; degree, threshold and the bound on cor
 `secagg.thresholds.ring_parameters`, for every |U1| from n - dropouts to n.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 from secagg.encoding import SlotEncoding
 from secagg.errors import ParameterError
+from secagg.he.scheme import BfvParams
 from secagg.labels import PARAMS
 from secagg.thresholds import RingParameters, both_shares_threshold, quorum, ring_parameters
 from secagg.transcript import digest
 
 Graph = Literal["complete", "ring"]
+Assurance = Literal["masking", "dual", "he"]
 
 MAX_VECTOR = 2**40
 MAX_DEGREE = 640  # neighbours on the ring: what one message may list (SPEC 9.1)
@@ -48,6 +51,8 @@ class SecAggParams:
         encoding: Slot encoding, headroom proved for n clients.
         chunk_words: Words of one upload chunk, its zero word included; even (SPEC 3.6).
         graph: "complete" or "ring".
+        assurance: "masking"; "dual": masked inputs are encrypted for the decryptor; "he": encrypted without masks.
+        limb_bits: Width of a limb of an encrypted word; 0 with "masking".
     """
 
     num_clients: int
@@ -58,6 +63,8 @@ class SecAggParams:
     encoding: SlotEncoding
     chunk_words: int
     graph: Graph = "complete"
+    assurance: Assurance = "masking"
+    limb_bits: int = 0
 
     def __post_init__(self) -> None:
         n, c = self.num_clients, self.max_corrupt
@@ -84,6 +91,31 @@ class SecAggParams:
             self.chunk_words,
             "even, 16..65536",
         )
+        _require(self.assurance in ("masking", "dual", "he"), "assurance", self.assurance, "masking, dual or he")
+        if self.encrypted:
+            _ = self.bfv  # raises where n summands do not fit
+        else:
+            _require(self.limb_bits == 0, "limb_bits without encryption", self.limb_bits, "0")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether inputs are encrypted for the decryptor."""
+        return self.assurance != "masking"
+
+    @property
+    def masks(self) -> bool:
+        """Whether inputs carry masks."""
+        return self.assurance != "he"
+
+    @property
+    def bfv(self) -> BfvParams:
+        """Parameters of the encryption, headroom proved for n summands. Only where inputs are encrypted."""
+        return _bfv(self.num_clients, self.limb_bits)
+
+    @property
+    def num_blocks(self) -> int:
+        """Ciphertexts of one encrypted input."""
+        return self.bfv.blocks_for(self.total_words)
 
     @property
     def degree(self) -> int:
@@ -142,11 +174,14 @@ class SecAggParams:
     def digest(self) -> bytes:
         """32 bytes over every parameter; part of ctx."""
         e = self.encoding
+        encryption: tuple[int, ...] = ()
+        if self.encrypted:
+            encryption = (self.limb_bits, self.bfv.plain_modulus, self.bfv.modulus, self.bfv.special_modulus)
         return digest(
             PARAMS,
             self.graph.encode(),
             b"aes-256-ctr",
-            b"masking",
+            self.assurance.encode(),
             self.num_clients,
             self.max_corrupt,
             self.max_dropouts,
@@ -160,7 +195,13 @@ class SecAggParams:
             e.scale,
             e.bound,
             self.chunk_words,
+            *encryption,
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _bfv(clients: int, limb_bits: int) -> BfvParams:
+    return BfvParams(clients, limb_bits)
 
 
 def _require(holds: bool, what: str, found: object, expected: object) -> None:

@@ -8,12 +8,18 @@ from typing import NewType, NoReturn
 ClientId = NewType("ClientId", int)
 """Identity of a client, 1 <= id <= 65535; on the complete graph also its Shamir x-coordinate."""
 
+DECRYPTOR = ClientId(0)
+"""The place of the decryptor in tables by client: no client has this id."""
+
 Rng = Callable[[int], bytes]
 """A cryptographically secure source: ``rng(n)`` gives n fresh bytes. Always an argument, never ambient."""
 
 
 class Phase(enum.IntEnum):
-    """The five phases of an attempt (rounds 0 to 4 of Bonawitz et al. 2017) and its two ends."""
+    """The five phases of an attempt (rounds 0 to 4 of Bonawitz et al. 2017) and its two ends.
+
+    INPUT_HASHES lies between SHARE_KEYS and MASKED_INPUT, where inputs are encrypted; numbers say nothing of its place.
+    """
 
     ADVERTISE_KEYS = 0
     SHARE_KEYS = 1
@@ -22,6 +28,7 @@ class Phase(enum.IntEnum):
     UNMASKING = 4
     COMPLETED = 5
     ABORTED = 6
+    INPUT_HASHES = 7
 
 
 class Secret:

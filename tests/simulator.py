@@ -5,33 +5,45 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from insecure_scheme import InsecureScheme
 
 from protocol.client import ClientMemory, ClientSession, ClientSetup
+from protocol.decryptor import DecryptorMemory, DecryptorSession, DecryptorSetup
 from protocol.drops import DropReason
 from protocol.effects import (
     Abort,
     AcceptUpload,
+    AddBlock,
     Aggregate,
     Charge,
     Effects,
+    Fetch,
     JoinRecord,
+    OpeningRecord,
+    OpenSum,
     Persist,
     Record,
     Released,
     Send,
     SpentRecord,
     Upload,
+    UploadCiphertext,
+    UploadRecord,
 )
+from protocol.encrypted import packed_digest
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest
-from protocol.messages import Announcement, ClientMessage, ServerMessage
+from protocol.messages import Announcement, ClientMessage, ServerMessage, Withdraw
 from protocol.release import ReleaseLedger, resupply
 from protocol.roster import Member, Peer, Roster
 from protocol.server import ServerSession
 from secagg.encoding import Values
+from secagg.errors import SecAggError
+from secagg.he.scheme import LIBRARY, AdditiveScheme, Opening
+from secagg.labels import OPENED_SUM
 from secagg.masking import InputDigest, add_masks, chunks
 from secagg.signing import SigningKey
-from secagg.types import ClientId, Phase, Rng
+from secagg.types import DECRYPTOR, ClientId, Phase, Rng
 
 
 def insecure_rng(seed: object) -> Rng:
@@ -47,6 +59,12 @@ def insecure_rng(seed: object) -> Rng:
         return out[:size]
 
     return take
+
+
+def encrypted(assurance: str = "dual", limb_bits: int = 22) -> dict[str, object]:
+    """Changes to `make_manifest` for the second lock."""
+    encryption = {"scheme": "bfv", "limb_bits": limb_bits, "library": LIBRARY}
+    return {"aggregation__assurance": assurance, "aggregation__encryption": encryption}
 
 
 def make_manifest(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, **changes: object) -> Manifest:
@@ -127,6 +145,8 @@ class Federation:
     server_key: SigningKey
     client_keys: dict[ClientId, SigningKey]
     roster: Roster
+    decryptor_key: SigningKey = field(default_factory=lambda: SigningKey.generate(insecure_rng("decryptor")))
+    scheme: AdditiveScheme = field(default_factory=InsecureScheme)
 
     @classmethod
     def create(cls, manifest: Manifest) -> "Federation":
@@ -137,9 +157,15 @@ class Federation:
         def tls(name: str) -> str:
             return hashlib.sha256(name.encode()).hexdigest()
 
+        def second(key: SigningKey) -> Peer:
+            identity = key.verify_key.to_bytes().hex()
+            return Peer(name="decryptor", identity_key=identity, tls_key_sha256=tls("decryptor"))
+
+        decryptor = SigningKey.generate(insecure_rng("decryptor"))
         roster = Roster(
             consortium="test",
             version=1,
+            decryptor=None if manifest.aggregation.assurance == "masking" else second(decryptor),
             server=Peer(name="server", identity_key=server.verify_key.to_bytes().hex(), tls_key_sha256=tls("server")),
             clients=tuple(
                 Member(
@@ -154,7 +180,13 @@ class Federation:
         return cls(manifest, server, keys, roster)
 
     def setup(self, client: ClientId) -> ClientSetup:
-        return ClientSetup(client, self.client_keys[client], self.roster, self.manifest, self.manifest.secagg_params())
+        params = self.manifest.secagg_params()
+        scheme = self.scheme if params.encrypted else None
+        return ClientSetup(client, self.client_keys[client], self.roster, self.manifest, params, scheme)
+
+    @property
+    def decryptor_setup(self) -> DecryptorSetup:
+        return DecryptorSetup(self.decryptor_key, self.roster, self.manifest, self.manifest.secagg_params())
 
     def announcement(
         self, round_: int = 1, attempt: int = 0, model: bytes = bytes(32), ledger_seq: int = 0
@@ -183,6 +215,8 @@ class Simulation:
     tamper_client: Tamper | None = None  # (sender, message) -> message, None = lost
     tamper_server: Tamper | None = None  # (recipient, message) -> message, None = lost
     tamper_words: Callable[[ClientId, np.ndarray], np.ndarray] | None = None
+    tamper_forward: Callable[[ClientId, UploadCiphertext], UploadCiphertext] | None = None
+    decryptor_memory: DecryptorMemory = field(default_factory=DecryptorMemory)
     memories: dict[ClientId, ClientMemory] = field(default_factory=dict)
     ledger: ReleaseLedger | None = None
     excluded: frozenset[ClientId] = frozenset()
@@ -205,6 +239,10 @@ class Simulation:
         self.uploads: dict[ClientId, np.ndarray] = {}
         self.drops: list[tuple[ClientId, DropReason]] = []
         self.outcome: Released | Abort | None = None
+        self.decryptor: DecryptorSession | None = None
+        self.decryptor_error: RemoteProtocolError | None = None
+        self.sum: Opening | None = None
+        self.ciphertexts: dict[ClientId, UploadCiphertext] = {}
 
     def run(self) -> Released | Abort:
         """Play the attempt to its end."""
@@ -217,6 +255,9 @@ class Simulation:
         f = self.federation
         changed = self.tamper_server(client, message) if self.tamper_server else message
         if changed is None or client in self.errors:
+            return
+        if client == DECRYPTOR:
+            self._to_decryptor(changed)  # type: ignore[arg-type]
             return
         try:
             if isinstance(changed, Announcement):
@@ -253,8 +294,61 @@ class Simulation:
                     self._to_server(client, message)
                 case Upload(header, words):
                     self._to_server(client, header, words)
+                case UploadCiphertext(header):
+                    self.ciphertexts[client] = effect
+                    self._to_server(client, header)
                 case _:
                     raise AssertionError(effect)
+
+    def _to_decryptor(self, message: ServerMessage) -> None:
+        f = self.federation
+        try:
+            if isinstance(message, Announcement):
+                self.decryptor = DecryptorSession(f.decryptor_setup, message, self.decryptor_memory)
+                params = f.manifest.secagg_params()
+                self.sum = f.scheme.opening(params.bfv, params.total_words, message.cohort)
+                assert self.sum is not None
+                self._apply_decryptor(self.decryptor.start(self.sum.public_key))
+            elif self.decryptor is not None:
+                self._apply_decryptor(self.decryptor.receive(message))
+        except RemoteProtocolError as error:
+            self.decryptor_error = error
+            self._to_server(DECRYPTOR, Withdraw(error.code, error.what))
+        except SecAggError as error:
+            self._to_server(DECRYPTOR, Withdraw(error.code, error.what))
+
+    def _apply_decryptor(self, effects: Effects) -> None:
+        decryptor, running = self.decryptor, self.sum
+        assert decryptor is not None
+        assert running is not None
+        for effect in effects:
+            match effect:
+                case Persist(record):
+                    self.records.append((DECRYPTOR, record))
+                    self.decryptor_memory = recall(self.decryptor_memory, record)
+                case Send(message, _):
+                    self._to_server(DECRYPTOR, message)
+                case Fetch(clients):
+                    running.expect(clients)
+                    for client in clients:
+                        upload = self.forward(client)
+                        decryptor.begin(client, upload.header)
+                        for start in range(0, len(upload.data), 1000):
+                            self._apply_decryptor(decryptor.part(upload.data[start : start + 1000]))
+                        self._apply_decryptor(decryptor.end())
+                case AddBlock(client, number, data):
+                    running.add(client, number, data)
+                case OpenSum():
+                    self._apply_decryptor(decryptor.opened(running.open_()))
+                case Upload(header, words):
+                    self._to_server(DECRYPTOR, header, words)
+                case _:
+                    raise AssertionError(effect)
+
+    def forward(self, client: ClientId) -> UploadCiphertext:
+        """What the server passes on to the decryptor."""
+        upload = self.ciphertexts[client]
+        return self.tamper_forward(client, upload) if self.tamper_forward else upload
 
     def _to_server(self, client: ClientId, message: object, words: np.ndarray | None = None) -> None:
         if self.lost.get(client) == self.server.phase:
@@ -271,9 +365,13 @@ class Simulation:
             if not isinstance(effect, AcceptUpload):
                 self._apply_server((effect,))
                 continue
+            if client in self.ciphertexts:
+                if packed_digest(self.ciphertexts[client].data) == effect.header.input_digest:
+                    assert self.server.upload_complete(client) == ()
+                continue
             assert words is not None
             words = self.tamper_words(client, words) if self.tamper_words else words
-            hasher = InputDigest()
+            hasher = InputDigest(*((OPENED_SUM,) if client == DECRYPTOR else ()))
             for chunk in chunks(words, self.server.params):
                 hasher.update(chunk)
             if hasher.digest() == effect.header.input_digest:
@@ -288,9 +386,9 @@ class Simulation:
                     self._deliver(to, message)  # type: ignore[arg-type]
                 case Persist(record):
                     self.records.append((None, record))
-                case Aggregate(masked, masks):
+                case Aggregate(_, masks):
                     total = np.zeros(self.server.params.total_words, dtype=np.uint64)
-                    for client in masked:
+                    for client in effect.sources:
                         total += self.uploads[client]
                     add_masks(total, masks)
                     self._apply_server(self.server.finish(total))
@@ -300,11 +398,24 @@ class Simulation:
                     raise AssertionError(effect)
 
 
+def recall(memory: DecryptorMemory, record: Record) -> DecryptorMemory:
+    """What a decryptor's journal makes of one record."""
+    match record:
+        case JoinRecord():
+            return replace(memory, joined=(record.round, record.attempt))
+        case OpeningRecord():
+            return replace(memory, opened_round=record.round)
+        case _:
+            raise AssertionError(record)
+
+
 def remember(memory: ClientMemory, record: Record) -> ClientMemory:
     """What a client's journal makes of one record."""
     match record:
         case JoinRecord():
             return replace(memory, joined=(record.round, record.attempt))
+        case UploadRecord():
+            return replace(memory, spent_round=record.round)
         case SpentRecord():
             ledger = memory.ledger
             for row in record.rows:

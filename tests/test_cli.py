@@ -40,6 +40,7 @@ def test_an_error_is_three_lines_and_an_exit_code() -> None:
         (["join", "request", "/dev/null/x", "a-site"], None, 30),
         (["demo", "hospital", "--out", "/dev/null/runs"], "E323", 30),
         (["demo", "hospital", "--settings", "/nowhere.toml"], "E511", 50),
+        (["audit", "/nowhere"], "E702", 70),
     ],
 )
 def test_wrong_input_is_one_json_object(arguments: list[str], code: str | None, status: int, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from protocol import codec
 from protocol._pb import secagg_pb2 as pb
 from protocol.codec import clean_text, decode_client, decode_server, encode_client, encode_server
+from protocol.encrypted import DecryptorKey, EncryptedInput, InputHash, InputHashes, OpenedSum, OpeningRequest
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.messages import (
     AdvertiseKeys,
@@ -82,16 +83,26 @@ CLIENT: st.SearchStrategy[ClientMessage] = st.one_of(
     st.builds(Withdraw, TEXT, TEXT),
     st.builds(Statement, st.binary(min_size=1, max_size=300), SIGNATURE),
     st.builds(LedgerRows, ROWS),
+    st.builds(InputHash, HASH, st.integers(1, 2**53 - 1), ID_LIST, SIGNATURE),
+    st.builds(EncryptedInput, HASH, st.integers(1, 2**53 - 1), SIGNATURE),
+    st.builds(DecryptorKey, st.binary(min_size=1, max_size=300), SIGNATURE),
+    st.builds(OpenedSum, HASH, st.integers(1, 2**40), SIGNATURE),
 )
 SERVER: st.SearchStrategy[ServerMessage] = st.one_of(
     st.builds(Announcement, COUNTER, st.integers(0, 2**31 - 1), HASH, HASH, HASH, ID_LIST, SEQ),
-    st.builds(KeyList, BITS, ENTRIES, ROWS),
+    st.builds(KeyList, BITS, ENTRIES, ROWS, st.binary(max_size=300), st.one_of(SIGNATURE, st.just(b""))),
     st.builds(PeerShares, BITS, DEALT),
     st.builds(SurvivorNotice, BITS, ROW),
     st.builds(Certificate, by_client(SIGNATURE)),
     st.builds(RoundResult, COUNTER, st.integers(0, 2**31 - 1), ID_LIST, HASH, HASH),
     st.builds(AttemptAborted, COUNTER, st.integers(0, 2**31 - 1), st.sampled_from(Phase), TEXT),
     st.builds(Finished, COUNTER),
+    st.builds(InputHashes, BITS, st.binary(min_size=1, max_size=300)),
+    st.builds(
+        OpeningRequest,
+        *(BITS, HASH, BITS, BITS, st.binary(min_size=1, max_size=300), BITS),
+        *(st.integers(1, 2**53 - 1), HASH, by_client(SIGNATURE)),
+    ),
 )
 
 

@@ -94,9 +94,11 @@ def test_impossible_partitions_are_refused(plan: Partition) -> None:
 def test_hospitals_are_laid_out(tmp_path: Path) -> None:
     files = [tmp_path / f"hospital-{i}" / "records.csv" for i in range(5)]
     labels = data.write_hospitals(files, tmp_path / "public" / "test.csv", PLAN)
-    sizes = [len(data.read_records(path, labels)) for path in files]
+    records = [record for path in files for record in data.read_records(path, labels)]
     train, test = data.split_by_code(data.icd10_records(), PLAN.cap_per_class, PLAN.seed)
-    assert sum(sizes) == len(train)
+    assert len(records) == len(set(records))  # nobody is in the data twice
+    assert set(records) == {Record(r.text, r.label) for r in train}
+    assert len(records) < len(train)  # codes with one text
     assert len(data.read_records(tmp_path / "public" / "test.csv", labels)) == len(test)
     assert files[0].read_text(encoding="utf-8").splitlines()[0] == "text,label"
 

@@ -45,6 +45,7 @@ FEW = {
     "session/attempt": 60,
     "document/statement": 120,
     "document": 300,
+    "he": 200,
     "book/attempt log": 20,
     "book": 60,
 }

@@ -22,7 +22,7 @@ def pins(name: str) -> dict[str, str]:
     return {canonicalize_name(d): v for d, v in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["ffm"], *EXTRAS["dev"]])
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["he"], *EXTRAS["ffm"], *EXTRAS["dev"]])
 def test_each_range_holds_its_pin(line: str) -> None:
     requirement = Requirement(line)
     assert pins("dev.txt")[canonicalize_name(requirement.name)] in requirement.specifier

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from simulator import Federation, make_manifest
 
 from protocol.client import ClientSession
-from protocol.effects import Abort, Charge, Effects, Persist, Released, Send, Upload
+from protocol.effects import Abort, Charge, Effects, Persist, Released, Send, Upload, UploadCiphertext
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Announcement, AttemptAborted, Finished, MaskedInput, RoundResult, ServerMessage
 from protocol.release import ReleaseLedger, resupply
@@ -26,14 +26,17 @@ from protocol.rpc import pki
 from protocol.rpc.attempt import CANNOT_RESUME
 from protocol.rpc.attempt_log import AttemptLog
 from protocol.rpc.client import AggregationClient
+from protocol.rpc.decryptor import DecryptorRun
 from protocol.rpc.frames import Receipt
-from protocol.rpc.journal import ClientJournal, ServerJournal
+from protocol.rpc.he_process import HeProcess
+from protocol.rpc.journal import ClientJournal, DecryptorJournal, ServerJournal
 from protocol.rpc.limits import Deadlines, Patience
 from protocol.rpc.server import AggregationServer, ServerSetup
 from protocol.server import ServerSession
 from secagg.encoding import Values, Words
+from secagg.he.pipe import Begin
 from secagg.masking import chunks
-from secagg.types import ClientId, Phase
+from secagg.types import DECRYPTOR, ClientId, Phase
 
 HOST = "127.0.0.1"
 QUICK = Patience(unreachable=3.0, first_backoff=0.05, max_backoff=0.2, call=10.0)
@@ -60,13 +63,24 @@ def certificates(n: int, name: str = "test") -> tuple[pki.TlsIdentity, tuple[pki
     return leaf(root, "server", pki.Usage.SERVER), clients
 
 
+@cache
+def decryptor_certificate(name: str = "test") -> pki.TlsIdentity:
+    """The decryptor's TLS identity; made once per run of the tests."""
+    return leaf(authority(name), "decryptor", pki.Usage.CLIENT)
+
+
 def federation(n: int = 4, length: int = 200, **changes: Any) -> Federation:
     """Test consortium whose roster holds real TLS keys."""
     f = Federation.create(make_manifest(n, 1, 1, length, **changes))
     server, clients = certificates(n)
+    decryptor = f.roster.decryptor
+    if decryptor is not None:
+        key = pki.spki_sha256(decryptor_certificate().certificate)
+        decryptor = decryptor.model_copy(update={"tls_key_sha256": key})
     roster = Roster(
         consortium=f.roster.consortium,
         version=1,
+        decryptor=decryptor,
         server=f.roster.server.model_copy(update={"tls_key_sha256": pki.spki_sha256(server.certificate)}),
         clients=tuple(
             m.model_copy(update={"tls_key_sha256": pki.spki_sha256(c.certificate)})
@@ -131,7 +145,9 @@ class Hub:
 
     async def run(self, deadlines: Deadlines, round_: int = 1, there: Iterable[int] | None = None) -> Released | Abort:
         """One attempt, begun when the clients `there` (default: all) have called: machines may be slow."""
-        clients = [ClientId(c) for c in there] if there is not None else self.federation.roster.ids
+        f = self.federation
+        decryptor = () if f.roster.decryptor is None else (DECRYPTOR,)
+        clients = [ClientId(c) for c in there] if there is not None else [*decryptor, *f.roster.ids]
         assert len(await self.server.wait_connected(clients, 10)) == len(clients)
         try:
             return await self.server.run_attempt(self.session(round_), deadlines)
@@ -232,6 +248,12 @@ class Site:
                     if self.corrupt:
                         words[0] += 1
                     self.receipts.append(await rpc.upload(header, self.pieces, self.rate_limit))
+                case UploadCiphertext(encrypted_header, data):
+                    if self.stop_at is Phase.MASKED_INPUT:
+                        return False
+                    size = 8 * self.hub.federation.manifest.aggregation.chunk_words
+                    pieces = partial(_slices, data, size)
+                    self.receipts.append(await rpc.upload(encrypted_header, pieces, self.rate_limit))
         return True
 
     def pieces(self, first: int = 0) -> Iterator[bytes]:
@@ -240,6 +262,41 @@ class Site:
         for chunk in islice(chunks(self.words, self.hub.federation.manifest.secagg_params()), first, None):
             self.sent += len(chunk)
             yield chunk
+
+
+def _slices(data: bytes, size: int, first: int) -> Iterator[bytes]:
+    for start in range(first * size, len(data), size):
+        yield data[start : start + size]
+
+
+@dataclass
+class DecryptorSite:
+    """The decryptor's process in one task: journal, connection, and a real HE process per attempt."""
+
+    hub: Hub
+    port: int = 0
+    tls: pki.TlsIdentity | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    processes: list[HeProcess] = field(default_factory=list)
+
+    async def run(self, attempts: int = 1) -> int:
+        """Serve until the task is finished."""
+        f = self.hub.federation
+        journal = DecryptorJournal(self.hub.folder / "decryptor" / "journal.sqlite", f.manifest.digest())
+        try:
+            tls = self.tls or decryptor_certificate()
+            async with AggregationClient(HOST, self.port or self.hub.port, tls, patience=QUICK) as rpc:
+                made = DecryptorRun(f.decryptor_setup, rpc, journal, self._make)
+                made.on_event = self.events.append
+                return await made.run()
+        finally:
+            self.memory = journal.memory
+            journal.close()
+
+    async def _make(self, begin: Begin) -> HeProcess:
+        process = await HeProcess.spawn(begin)
+        self.processes.append(process)
+        return process
 
 
 def save_consortium(f: Federation, folder: Path) -> None:
@@ -321,9 +378,9 @@ _ANSWERS = {
 
 
 @asynccontextmanager
-async def running(*sites: Site, attempts: int = 1) -> AsyncIterator[list[asyncio.Task[None]]]:
+async def running(*sites: Site | DecryptorSite, attempts: int = 1) -> AsyncIterator[list[asyncio.Task[Any]]]:
     """The sites as tasks, cancelled at the end."""
-    tasks = [asyncio.create_task(site.run(attempts)) for site in sites]
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(site.run(attempts)) for site in sites]
     try:
         yield tasks
     finally:

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "E4": 40,  # protocol
     "E5": 50,  # models, adapters, data, training process
     "E6": 60,  # report
+    "E7": 70,  # audit: a violation, or nothing to audit
 }
 """Exit status by the first digit of the error code; 2 wrong usage, 74 a closed output, 120 Ctrl-C, 1 a bug of ours."""
 

@@ -134,6 +134,46 @@ class LedgerRows(_message.Message):
     rows: _containers.RepeatedCompositeFieldContainer[LedgerRow]
     def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ...) -> None: ...
 
+class InputHash(_message.Message):
+    __slots__ = ("input_digest", "total_bytes", "complaints", "signature")
+    INPUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPLAINTS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    input_digest: bytes
+    total_bytes: int
+    complaints: _containers.RepeatedScalarFieldContainer[int]
+    signature: bytes
+    def __init__(self, input_digest: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., complaints: _Optional[_Iterable[int]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class EncryptedInput(_message.Message):
+    __slots__ = ("input_digest", "total_bytes", "signature")
+    INPUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    input_digest: bytes
+    total_bytes: int
+    signature: bytes
+    def __init__(self, input_digest: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class DecryptorKey(_message.Message):
+    __slots__ = ("public_key", "signature")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    signature: bytes
+    def __init__(self, public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class OpenedSum(_message.Message):
+    __slots__ = ("input_digest", "total_words", "signature")
+    INPUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_WORDS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    input_digest: bytes
+    total_words: int
+    signature: bytes
+    def __init__(self, input_digest: _Optional[bytes] = ..., total_words: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class Withdraw(_message.Message):
     __slots__ = ("code", "what")
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -151,7 +191,7 @@ class Statement(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
-    __slots__ = ("advertise_keys", "share_keys", "masked_input", "consistency_check", "unmasking_shares", "withdraw", "statement", "ledger_rows")
+    __slots__ = ("advertise_keys", "share_keys", "masked_input", "consistency_check", "unmasking_shares", "withdraw", "statement", "ledger_rows", "input_hash", "encrypted_input", "decryptor_key", "opened_sum")
     ADVERTISE_KEYS_FIELD_NUMBER: _ClassVar[int]
     SHARE_KEYS_FIELD_NUMBER: _ClassVar[int]
     MASKED_INPUT_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +200,10 @@ class ClientFrame(_message.Message):
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     LEDGER_ROWS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    ENCRYPTED_INPUT_FIELD_NUMBER: _ClassVar[int]
+    DECRYPTOR_KEY_FIELD_NUMBER: _ClassVar[int]
+    OPENED_SUM_FIELD_NUMBER: _ClassVar[int]
     advertise_keys: AdvertiseKeys
     share_keys: ShareKeys
     masked_input: MaskedInput
@@ -168,7 +212,11 @@ class ClientFrame(_message.Message):
     withdraw: Withdraw
     statement: Statement
     ledger_rows: LedgerRows
-    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., share_keys: _Optional[_Union[ShareKeys, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., consistency_check: _Optional[_Union[ConsistencyCheck, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., ledger_rows: _Optional[_Union[LedgerRows, _Mapping]] = ...) -> None: ...
+    input_hash: InputHash
+    encrypted_input: EncryptedInput
+    decryptor_key: DecryptorKey
+    opened_sum: OpenedSum
+    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., share_keys: _Optional[_Union[ShareKeys, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., consistency_check: _Optional[_Union[ConsistencyCheck, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ..., ledger_rows: _Optional[_Union[LedgerRows, _Mapping]] = ..., input_hash: _Optional[_Union[InputHash, _Mapping]] = ..., encrypted_input: _Optional[_Union[EncryptedInput, _Mapping]] = ..., decryptor_key: _Optional[_Union[DecryptorKey, _Mapping]] = ..., opened_sum: _Optional[_Union[OpenedSum, _Mapping]] = ...) -> None: ...
 
 class Announcement(_message.Message):
     __slots__ = ("round", "attempt", "manifest_digest", "roster_root", "model_digest", "cohort", "ledger_seq")
@@ -189,14 +237,18 @@ class Announcement(_message.Message):
     def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., roster_root: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., cohort: _Optional[_Iterable[int]] = ..., ledger_seq: _Optional[int] = ...) -> None: ...
 
 class KeyList(_message.Message):
-    __slots__ = ("advertised", "entries", "segment")
+    __slots__ = ("advertised", "entries", "segment", "decryptor_key", "decryptor_signature")
     ADVERTISED_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    DECRYPTOR_KEY_FIELD_NUMBER: _ClassVar[int]
+    DECRYPTOR_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     advertised: bytes
     entries: _containers.RepeatedCompositeFieldContainer[KeyEntry]
     segment: _containers.RepeatedCompositeFieldContainer[LedgerRow]
-    def __init__(self, advertised: _Optional[bytes] = ..., entries: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ..., segment: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ...) -> None: ...
+    decryptor_key: bytes
+    decryptor_signature: bytes
+    def __init__(self, advertised: _Optional[bytes] = ..., entries: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ..., segment: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ..., decryptor_key: _Optional[bytes] = ..., decryptor_signature: _Optional[bytes] = ...) -> None: ...
 
 class PeerShares(_message.Message):
     __slots__ = ("shared", "shares")
@@ -205,6 +257,36 @@ class PeerShares(_message.Message):
     shared: bytes
     shares: _containers.RepeatedCompositeFieldContainer[DealtShare]
     def __init__(self, shared: _Optional[bytes] = ..., shares: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ...) -> None: ...
+
+class InputHashes(_message.Message):
+    __slots__ = ("listed", "digests")
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    listed: bytes
+    digests: bytes
+    def __init__(self, listed: _Optional[bytes] = ..., digests: _Optional[bytes] = ...) -> None: ...
+
+class OpeningRequest(_message.Message):
+    __slots__ = ("advertised", "tree_root", "shared", "listed", "digests", "masked", "ledger_seq", "ledger_head", "signatures")
+    ADVERTISED_FIELD_NUMBER: _ClassVar[int]
+    TREE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    advertised: bytes
+    tree_root: bytes
+    shared: bytes
+    listed: bytes
+    digests: bytes
+    masked: bytes
+    ledger_seq: int
+    ledger_head: bytes
+    signatures: _containers.RepeatedCompositeFieldContainer[SignatureEntry]
+    def __init__(self, advertised: _Optional[bytes] = ..., tree_root: _Optional[bytes] = ..., shared: _Optional[bytes] = ..., listed: _Optional[bytes] = ..., digests: _Optional[bytes] = ..., masked: _Optional[bytes] = ..., ledger_seq: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., signatures: _Optional[_Iterable[_Union[SignatureEntry, _Mapping]]] = ...) -> None: ...
 
 class SurvivorNotice(_message.Message):
     __slots__ = ("masked", "row")
@@ -253,7 +335,7 @@ class Finished(_message.Message):
     def __init__(self, rounds: _Optional[int] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("announcement", "key_list", "peer_shares", "survivor_notice", "certificate", "round_result", "attempt_aborted", "finished")
+    __slots__ = ("announcement", "key_list", "peer_shares", "survivor_notice", "certificate", "round_result", "attempt_aborted", "finished", "input_hashes", "opening_request")
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     KEY_LIST_FIELD_NUMBER: _ClassVar[int]
     PEER_SHARES_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +344,8 @@ class ServerFrame(_message.Message):
     ROUND_RESULT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_ABORTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HASHES_FIELD_NUMBER: _ClassVar[int]
+    OPENING_REQUEST_FIELD_NUMBER: _ClassVar[int]
     announcement: Announcement
     key_list: KeyList
     peer_shares: PeerShares
@@ -270,7 +354,9 @@ class ServerFrame(_message.Message):
     round_result: RoundResult
     attempt_aborted: AttemptAborted
     finished: Finished
-    def __init__(self, announcement: _Optional[_Union[Announcement, _Mapping]] = ..., key_list: _Optional[_Union[KeyList, _Mapping]] = ..., peer_shares: _Optional[_Union[PeerShares, _Mapping]] = ..., survivor_notice: _Optional[_Union[SurvivorNotice, _Mapping]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., round_result: _Optional[_Union[RoundResult, _Mapping]] = ..., attempt_aborted: _Optional[_Union[AttemptAborted, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    input_hashes: InputHashes
+    opening_request: OpeningRequest
+    def __init__(self, announcement: _Optional[_Union[Announcement, _Mapping]] = ..., key_list: _Optional[_Union[KeyList, _Mapping]] = ..., peer_shares: _Optional[_Union[PeerShares, _Mapping]] = ..., survivor_notice: _Optional[_Union[SurvivorNotice, _Mapping]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., round_result: _Optional[_Union[RoundResult, _Mapping]] = ..., attempt_aborted: _Optional[_Union[AttemptAborted, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., input_hashes: _Optional[_Union[InputHashes, _Mapping]] = ..., opening_request: _Optional[_Union[OpeningRequest, _Mapping]] = ...) -> None: ...
 
 class Cursor(_message.Message):
     __slots__ = ("token", "server", "index")
@@ -345,6 +431,34 @@ class Receipt(_message.Message):
     reason: str
     received: int
     def __init__(self, status: _Optional[int] = ..., reason: _Optional[str] = ..., received: _Optional[int] = ...) -> None: ...
+
+class InputRequest(_message.Message):
+    __slots__ = ("token", "round", "attempt", "client", "first")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    round: int
+    attempt: int
+    client: int
+    first: int
+    def __init__(self, token: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[int] = ..., first: _Optional[int] = ...) -> None: ...
+
+class InputHeader(_message.Message):
+    __slots__ = ("frame",)
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    frame: bytes
+    def __init__(self, frame: _Optional[bytes] = ...) -> None: ...
+
+class InputPart(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: InputHeader
+    chunk: UploadChunk
+    def __init__(self, header: _Optional[_Union[InputHeader, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ...) -> None: ...
 
 class BlobRequest(_message.Message):
     __slots__ = ("digest",)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dp.errors import LedgerError
+from protocol.codec import encode_client
 from protocol.drops import DropReason
 from protocol.effects import Abort, AcceptUpload, Aggregate, Effects, Persist, Released, Send
+from protocol.encrypted import DecryptorKey, EncryptedInput
 from protocol.errors import LocalProtocolError
-from protocol.messages import AdvertiseKeys, ClientMessage, MaskedInput, ServerMessage
+from protocol.messages import AdvertiseKeys, ClientMessage, ServerMessage, UploadHeader
 from protocol.rpc.attempt_log import Accepted, AttemptLog, Closed, Uploaded
 from protocol.rpc.frames import Receipt, Status, Submission
 from protocol.rpc.journal import ServerJournal
@@ -19,7 +21,7 @@ from protocol.rpc.spool import Spool, SpoolRoom, fold
 from protocol.server import ServerSession
 from secagg.encoding import Words
 from secagg.errors import SecAggError
-from secagg.types import ClientId, Phase
+from secagg.types import DECRYPTOR, ClientId, Phase
 
 Post = Callable[[ClientId, ServerMessage], None]
 ACCEPTED = Receipt(Status.ACCEPTED)
@@ -53,10 +55,10 @@ class RunningAttempt:
         self._apply(self.session.start())
 
     def joinable(self, client: ClientId) -> bool:
-        """Whether a new process of this client can still take part."""
-        session = self.session
-        left_out = client in session.drops or (client, AdvertiseKeys) in self._seen
-        return session.phase is Phase.ADVERTISE_KEYS and client in session.announcement.cohort and not left_out
+        """Whether a new process of this client, or of the decryptor, can still take part."""
+        session, first = self.session, DecryptorKey if client == DECRYPTOR else AdvertiseKeys
+        left_out = client in session.drops or (client, first) in self._seen
+        return session.phase is Phase.ADVERTISE_KEYS and client in session.invited and not left_out
 
     def submit(self, client: ClientId, submission: Submission, message: ClientMessage) -> Receipt:
         """One message of this attempt. The session answers the same message twice in the same way."""
@@ -65,17 +67,17 @@ class RunningAttempt:
         kind = (client, type(message))
         taken = not isinstance(result, DropReason) and kind not in self._seen
         if taken or len(self.session.drops) != drops:
-            spool = self._room.new_name() if taken and isinstance(message, MaskedInput) else ""
+            spool = self._room.new_name() if taken and isinstance(message, UploadHeader) else ""
             self._log.accepted(client, submission.token, submission.frame, spool)
-            if isinstance(message, MaskedInput) and spool:
+            if isinstance(message, UploadHeader) and spool:
                 self._spools[client] = self._room.spool(spool, message, self.session.params)
         if isinstance(result, DropReason):
             return _refused(result)
         self._seen.add(kind)
         self._apply(result)
-        return self._progress(client) if isinstance(message, MaskedInput) else ACCEPTED
+        return self._progress(client) if isinstance(message, UploadHeader) else ACCEPTED
 
-    def open_upload(self, client: ClientId, submission: Submission, header: MaskedInput) -> Spool | Receipt:
+    def open_upload(self, client: ClientId, submission: Submission, header: UploadHeader) -> Spool | Receipt:
         """A spool to fill if the header is acceptable and chunks are missing."""
         receipt = self.submit(client, submission, header)
         return self._spools[client] if receipt.status is Status.PARTIAL else receipt
@@ -109,10 +111,19 @@ class RunningAttempt:
 
     def fold(self, aggregate: Aggregate) -> Words:
         """Uploads of U3 plus masks. Long and without shared state: runs in a thread of its own."""
-        spools = [self._spools[client] for client in aggregate.masked if client in self._spools]
-        if len(spools) != len(aggregate.masked):
-            raise LocalProtocolError("an upload of U3 is missing", found=len(spools), expected=len(aggregate.masked))
+        spools = [self._spools[client] for client in aggregate.sources if client in self._spools]
+        if len(spools) != len(aggregate.sources):
+            raise LocalProtocolError("an upload of U3 is missing", found=len(spools), expected=len(aggregate.sources))
         return fold(spools, aggregate.masks, self.session.params)
+
+    def encrypted_input(self, client: ClientId) -> tuple[bytes, Spool] | None:
+        """For the decryptor: a client's header as a frame, and its ciphertext; None unless they are to be added now."""
+        spool = self._spools.get(client)
+        if self.session.phase is not Phase.UNMASKING or client not in self.session.masked or spool is None:
+            return None
+        if not isinstance(spool.header, EncryptedInput) or not spool.complete:
+            return None
+        return encode_client(spool.header), spool
 
     def finish(self, words: Words) -> None:
         """The folded sum is there."""
@@ -139,7 +150,7 @@ class RunningAttempt:
         names = {e.client: (e.spool, e.message) for e in self._log.entries() if isinstance(e, Accepted) and e.spool}
         self._room.sweep([name for name, _ in names.values()])
         for client, (name, header) in names.items():
-            if not isinstance(header, MaskedInput):
+            if not isinstance(header, UploadHeader):
                 raise LocalProtocolError("a spool for a message without an upload", found=type(header).__name__)
             self._spools[client] = self._room.spool(name, header, self.session.params)
             self._spools[client].restore()
@@ -158,7 +169,7 @@ class RunningAttempt:
         for entry in self._log.entries():
             match entry:
                 case Accepted(client, token, message):
-                    if isinstance(message, AdvertiseKeys):
+                    if isinstance(message, AdvertiseKeys | DecryptorKey):
                         joined(client, token)
                     result = self.session.receive(client, message)
                     if not isinstance(result, DropReason):
@@ -181,14 +192,13 @@ class RunningAttempt:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _members(self, phase: Phase) -> tuple[ClientId, ...]:
-        session = self.session
-        sets = (session.advertised, session.shared, session.masked, session.checked, session.unmasked)
-        return sets[phase]
+        return self.session.members(phase)
 
     def _closed(self, phase: Phase, effects: Effects) -> None:
         self._apply(effects)
         if phase is Phase.MASKED_INPUT:
-            for client in set(self._spools) - set(self.session.masked):
+            # The decryptor's comes later; in a replay its file is here already.
+            for client in set(self._spools) - {DECRYPTOR, *self.session.masked}:
                 self._discard(client)
 
     def _progress(self, client: ClientId) -> Receipt:
@@ -196,7 +206,7 @@ class RunningAttempt:
         spool = self._spools.get(client)
         if spool is not None and client in self._uploaded:
             return ACCEPTED
-        if spool is None or self.session.phase is not Phase.MASKED_INPUT:
+        if spool is None or self.session.phase is not (Phase.UNMASKING if client == DECRYPTOR else Phase.MASKED_INPUT):
             return _refused(DropReason.WRONG_PHASE)
         return Receipt(Status.PARTIAL, received=spool.received)
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Self
 import grpc
 import grpc.aio
 
-from protocol.codec import decode_server, encode_client
+from protocol.codec import decode_client, decode_server, encode_client
+from protocol.encrypted import EncryptedInput
 from protocol.errors import RemoteProtocolError, TransportError
-from protocol.messages import Announcement, ClientMessage, MaskedInput, ServerMessage
+from protocol.messages import Announcement, ClientMessage, ServerMessage, UploadHeader
 from protocol.rpc import frames, limits
 from protocol.rpc.credentials import channel_credentials
 from protocol.rpc.frames import (
@@ -28,6 +29,8 @@ from protocol.rpc.frames import (
     TOKEN_BYTES,
     BlobRequest,
     Cursor,
+    InputHeader,
+    InputRequest,
     Receipt,
     Status,
     Submission,
@@ -38,6 +41,7 @@ from protocol.rpc.limits import Patience
 from protocol.rpc.pki import TlsIdentity
 from protocol.rpc.status import is_transient, transport_error
 from secagg.prg import choose_faster
+from secagg.types import ClientId
 
 Chunks = Callable[[int], Iterable[bytes]]  # from this index on; replayable: an upload that broke off goes on
 OnWaiting = Callable[[Waiting], None]
@@ -93,6 +97,9 @@ class AggregationClient:
         self._download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
             f"/{limits.SERVICE}/Download"
         )
+        self._input: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+            f"/{limits.SERVICE}/Input"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -141,9 +148,9 @@ class AggregationClient:
         return frames.decode_receipt(await self._call(self._send, request, self._patience.call))
 
     async def upload(
-        self, header: MaskedInput, chunks: Chunks, rate_limit: int | None = None, on_chunk: OnChunk = lambda sent: None
+        self, header: UploadHeader, chunks: Chunks, rate_limit: int | None = None, on_chunk: OnChunk = lambda sent: None
     ) -> Receipt:
-        """Hand over a masked input: the header first, as a call of its own, then the chunks that are missing there.
+        """Hand over an input or a sum: the header first, as a call of its own, then the chunks that are missing there.
 
         A connection that breaks costs what was under way: the server is asked again, and the upload goes on there.
 
@@ -209,6 +216,48 @@ class AggregationClient:
                 call.cancel()
 
         return await self._persist(once)
+
+    async def fetch(self, client: ClientId) -> AsyncIterator[EncryptedInput | bytes]:
+        """For the decryptor: what one client signed, then its encrypted input, chunk by chunk.
+
+        A connection that breaks costs what was under way: it goes on with the first chunk that is missing.
+
+        Raises:
+            TransportError: The server cannot be reached, or does not have it.
+            RemoteProtocolError: Parts in another order, or another header after a break.
+        """
+        header: EncryptedInput | None = None
+        received, tries, started = 0, 0, time.monotonic()
+        while True:
+            request = frames.encode_input_request(InputRequest(self._token, *self._attempt, client, received))
+            call = self._input(request)
+            try:
+                first = True
+                while True:
+                    data = await asyncio.wait_for(call.read(), self._patience.call)
+                    if not isinstance(data, bytes):  # the end of the stream
+                        break
+                    part = frames.decode_input_part(data)
+                    if isinstance(part, InputHeader):
+                        told = decode_client(part.frame)
+                        if not first or not isinstance(told, EncryptedInput) or header not in (None, told):
+                            raise _bad_input("another header", "one EncryptedInput, first")
+                        if header is None:
+                            header = told
+                            yield told
+                    elif first or part.index != received:
+                        raise _bad_input(f"chunk {part.index}", f"chunk {received}, after the header")
+                    else:
+                        received, tries, started = received + 1, 0, time.monotonic()
+                        yield part.data
+                    first = False
+                return
+            except FAILURES as error:
+                failure: Exception = error
+            finally:
+                call.cancel()
+            tries += 1
+            await self._pause(failure, tries, started)
 
     async def _poll(self) -> None:
         while True:
@@ -292,6 +341,10 @@ async def _collect(parts: AsyncIterable[bytes], size: int) -> bytes:
     if len(blob) != total:
         raise RemoteProtocolError("a download that ends early", found=len(blob), expected=total, code="E412")
     return bytes(blob)
+
+
+def _bad_input(found: str, expected: str) -> RemoteProtocolError:
+    return RemoteProtocolError("malformed encrypted input", found=found, expected=expected, code="E412")
 
 
 async def _paced(chunks: Iterable[bytes], first: int, rate_limit: int | None) -> AsyncIterator[tuple[int, bytes]]:

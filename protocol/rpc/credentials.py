@@ -14,7 +14,7 @@ from cryptography import x509
 from protocol.roster import Roster
 from protocol.rpc.pki import TlsIdentity, spki_sha256
 from protocol.rpc.status import Refusal
-from secagg.types import ClientId
+from secagg.types import DECRYPTOR, ClientId
 
 
 def server_credentials(identity: TlsIdentity) -> grpc.ServerCredentials:
@@ -34,10 +34,12 @@ class Doorkeeper:
     def __init__(self, roster: Roster) -> None:
         self._consortium = f"{roster.consortium!r}, roster version {roster.version}"
         self._clients = {member.tls_key_sha256: ClientId(member.client_id) for member in roster.clients}
+        if roster.decryptor is not None:
+            self._clients[roster.decryptor.tls_key_sha256] = DECRYPTOR
         self._server = roster.server.tls_key_sha256
 
     def client(self, auth: Mapping[str, Iterable[bytes]]) -> ClientId:
-        """The client behind a call's auth context. Raises Refusal (PERMISSION_DENIED) that names the reason."""
+        """Client, or DECRYPTOR, behind an auth context. Raises Refusal (PERMISSION_DENIED) that names the reason."""
         leaf = next(iter(auth.get("x509_pem_cert", ())), None)
         if leaf is None:
             raise _denied("no certificate", f"a client of {self._consortium}")

@@ -115,7 +115,26 @@ class BlobChunk:
     data: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class InputRequest:
+    """The decryptor's process asks for the encrypted input of one client, from chunk `first` on."""
+
+    token: bytes
+    round: int
+    attempt: int
+    client: ClientId
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputHeader:
+    """A ClientFrame with the EncryptedInput that its client signed: before the chunks."""
+
+    frame: bytes = field(repr=False)
+
+
 UploadPart = Submission | UploadChunk
+InputPart = InputHeader | UploadChunk
 
 
 def encode_cursor(value: Cursor) -> bytes:
@@ -188,6 +207,26 @@ def decode_blob(data: bytes) -> BlobChunk:
     return accept(pb.BlobChunk, data, MAX_PART, (lambda m: BlobChunk(m.total, m.offset, m.data), _blob_pb))
 
 
+def encode_input_request(value: InputRequest) -> bytes:
+    """InputRequest bytes."""
+    return emit(_input_request_pb, value, MAX_SMALL)
+
+
+def decode_input_request(data: bytes) -> InputRequest:
+    """Raises RemoteProtocolError (E410)."""
+    return accept(pb.InputRequest, data, MAX_SMALL, (_input_request, _input_request_pb))
+
+
+def encode_input_part(value: InputPart) -> bytes:
+    """InputPart bytes."""
+    return emit(_input_part_pb, value, MAX_PART)
+
+
+def decode_input_part(data: bytes) -> InputPart:
+    """Raises RemoteProtocolError (E410)."""
+    return accept(pb.InputPart, data, MAX_PART, (_input_part, _input_part_pb))
+
+
 def _cursor_pb(value: Cursor) -> pb.Cursor:
     return pb.Cursor(
         token=sized(value.token, TOKEN_BYTES, "token"),
@@ -201,7 +240,7 @@ def _waiting_pb(value: Waiting) -> pb.Waiting:
     return pb.Waiting(
         round=ranged(value.round, 0, MAX_COUNTER, "round"),
         attempt=ranged(value.attempt, 0, MAX_COUNTER, "attempt"),
-        phase=ranged(value.phase, 0, 6, "phase"),
+        phase=ranged(value.phase, 0, max(Phase), "phase"),
         clients=id_tuple(value.clients, "clients"),
         more=ranged(value.more, 0, MAX_COUNTER, "further clients"),
     )
@@ -218,7 +257,7 @@ def _delivery_pb(value: Delivery) -> pb.Delivery:
 
 def _delivery(m: pb.Delivery) -> Delivery:
     w = m.waiting
-    phase, clients = Phase(ranged(w.phase, 0, 6, "phase")), id_tuple(w.clients, "clients")
+    phase, clients = Phase(ranged(w.phase, 0, max(Phase), "phase")), id_tuple(w.clients, "clients")
     return Delivery(m.server, m.index, m.frame, Waiting(w.round, w.attempt, phase, clients, w.more))
 
 
@@ -238,9 +277,12 @@ def _submission(m: pb.Submission) -> Submission:
 def _part_pb(value: UploadPart) -> pb.UploadPart:
     if isinstance(value, Submission):
         return pb.UploadPart(header=_submission_pb(value))
+    return pb.UploadPart(chunk=_chunk_pb(value))
+
+
+def _chunk_pb(value: UploadChunk) -> pb.UploadChunk:
     ranged(len(value.data), 1, MAX_CHUNK, "bytes of a chunk")
-    index = ranged(value.index, 0, MAX_COUNTER, "chunk index")
-    return pb.UploadPart(chunk=pb.UploadChunk(index=index, data=value.data))
+    return pb.UploadChunk(index=ranged(value.index, 0, MAX_COUNTER, "chunk index"), data=value.data)
 
 
 def _part(m: pb.UploadPart) -> UploadPart:
@@ -250,6 +292,35 @@ def _part(m: pb.UploadPart) -> UploadPart:
         case "chunk":
             return UploadChunk(m.chunk.index, m.chunk.data)
     raise Malformed("content", "neither header nor chunk", "one part of an upload")
+
+
+def _input_request_pb(value: InputRequest) -> pb.InputRequest:
+    return pb.InputRequest(
+        token=sized(value.token, TOKEN_BYTES, "token"),
+        round=ranged(value.round, 0, MAX_COUNTER, "round"),
+        attempt=ranged(value.attempt, 0, MAX_COUNTER, "attempt"),
+        client=ranged(value.client, 1, 65535, "client"),
+        first=ranged(value.first, 0, MAX_COUNTER, "first chunk"),
+    )
+
+
+def _input_request(m: pb.InputRequest) -> InputRequest:
+    return InputRequest(m.token, m.round, m.attempt, ClientId(m.client), m.first)
+
+
+def _input_part_pb(value: InputPart) -> pb.InputPart:
+    if isinstance(value, UploadChunk):
+        return pb.InputPart(chunk=_chunk_pb(value))
+    return pb.InputPart(header=pb.InputHeader(frame=value.frame))
+
+
+def _input_part(m: pb.InputPart) -> InputPart:
+    match m.WhichOneof("part"):
+        case "header":
+            return InputHeader(m.header.frame)
+        case "chunk":
+            return UploadChunk(m.chunk.index, m.chunk.data)
+    raise Malformed("content", "neither header nor chunk", "one part of an encrypted input")
 
 
 def _receipt_pb(value: Receipt) -> pb.Receipt:

@@ -13,7 +13,8 @@ from typing import Any, Final
 from dp.errors import LedgerError
 from dp.store import ChainedStore, Row
 from protocol.client_states import ClientMemory
-from protocol.effects import JoinRecord, Record, ReleaseRecord, SpentRecord
+from protocol.decryptor import DecryptorMemory
+from protocol.effects import JoinRecord, ListRecord, OpeningRecord, Record, ReleaseRecord, SpentRecord, UploadRecord
 from protocol.errors import LocalProtocolError
 from protocol.messages import Announcement, LedgerRow
 from protocol.release import ReleaseLedger
@@ -26,6 +27,9 @@ _SPENT: Final = "spent"
 _ATTEMPT: Final = "attempt"
 _RELEASE: Final = "release"
 _CONVICTED: Final = "convicted"
+_UPLOAD: Final = "upload"
+_LISTED: Final = "listed"
+_OPENED: Final = "opened"
 _MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # JSON of another shape
 
 
@@ -41,6 +45,7 @@ class ClientJournal:
             {"book": "client journal", "version": VERSION, "client": client, "manifest": manifest_digest.hex()},
         )
         self._memory = ClientMemory((0, 0), 0, ReleaseLedger(manifest_digest))
+        self._uploaded: tuple[int, int] | None = None  # by this process: another one has no session to go on with
         try:
             for row in self._store.rows()[1:]:
                 self._memory = _replayed(self._memory, row)
@@ -54,7 +59,7 @@ class ClientJournal:
         return self._memory
 
     def record(self, record: Record) -> None:
-        """Durable when it returns. Only JoinRecord and SpentRecord belong here, and the release ledger only grows."""
+        """Durable when it returns. JoinRecord, UploadRecord, SpentRecord belong here; the release ledger only grows."""
         match record:
             case SpentRecord() if not _extends(self._memory.ledger, record.rows, record.head):
                 raise LocalProtocolError(
@@ -64,30 +69,90 @@ class ClientJournal:
                 )
             case JoinRecord() if (record.round, record.attempt) <= self._memory.joined:
                 raise LocalProtocolError("attempts of a task only increase", found=(record.round, record.attempt))
-            case SpentRecord() if record.round <= self._memory.spent_round:
+            case UploadRecord() if (record.round, record.attempt) != self._memory.joined:
+                raise LocalProtocolError("an upload of an attempt that was not joined", found=record.round)
+            case SpentRecord() if (record.round, record.attempt) == self._uploaded:
+                self._uploaded = None  # this very attempt spent the round before it uploaded
+                row = self._store.append(_SPENT, _spent_json(record))
+            case SpentRecord() | UploadRecord() if record.round <= self._memory.spent_round:
                 # Two sessions of one client at a time would be a bug of the caller: one of them must not sign.
                 raise LocalProtocolError("a round is spent once", found=record.round)
             case JoinRecord():
                 row = self._store.append(
                     _JOIN, {"round": record.round, "attempt": record.attempt, "ctx": record.ctx.hex()}
                 )
+            case UploadRecord():
+                row = self._store.append(_UPLOAD, {"round": record.round, "attempt": record.attempt})
+                self._uploaded = (record.round, record.attempt)
             case SpentRecord():
-                row = self._store.append(
-                    _SPENT,
-                    {
-                        "round": record.round,
-                        "attempt": record.attempt,
-                        "rows": [_row_json(row) for row in record.rows],
-                        "head": record.head.hex(),
-                    },
-                )
-            case ReleaseRecord():
-                raise LocalProtocolError("a ReleaseRecord does not belong into a client's journal")
+                row = self._store.append(_SPENT, _spent_json(record))
+            case ReleaseRecord() | ListRecord() | OpeningRecord():
+                raise LocalProtocolError(f"a {type(record).__name__} does not belong into a client's journal")
         self._memory = _replayed(self._memory, row)
 
     def close(self) -> None:
         """Release the file."""
         self._store.close()
+
+
+class DecryptorJournal:
+    """Attempts that a key was made for, rounds that were opened. One file per decryptor and manifest. Never a key.
+
+    Raises LedgerError (of `dp.errors`) when the storage fails or was tampered with: the decryptor must stop.
+    """
+
+    def __init__(self, path: Path, manifest_digest: bytes) -> None:
+        self._store = ChainedStore.open(
+            path, {"book": "decryptor journal", "version": VERSION, "manifest": manifest_digest.hex()}
+        )
+        self._memory = DecryptorMemory()
+        try:
+            for row in self._store.rows()[1:]:
+                self._replay(row)
+        except BaseException:  # the file must not stay locked
+            self._store.close()
+            raise
+
+    @property
+    def memory(self) -> DecryptorMemory:
+        """What a session of this decryptor must know."""
+        return self._memory
+
+    def record(self, record: Record) -> None:
+        """Durable when it returns. Attempts only increase, and a round is opened once."""
+        match record:
+            case JoinRecord() if (record.round, record.attempt) > self._memory.joined:
+                body = {"round": record.round, "attempt": record.attempt, "ctx": record.ctx.hex()}
+                self._replay(self._store.append(_JOIN, body))
+            case OpeningRecord() if (record.round, record.attempt) == self._memory.joined and (
+                record.round > self._memory.opened_round
+            ):
+                body = {"round": record.round, "attempt": record.attempt, "ctx": record.ctx.hex()}
+                self._replay(self._store.append(_OPENED, {**body, "hash_u3": record.hash_u3.hex()}))
+            case _:
+                raise LocalProtocolError(
+                    f"a {type(record).__name__} that does not fit a decryptor's journal",
+                    found=getattr(record, "round", None),
+                    expected="attempts that increase, and one opening per round",
+                )
+
+    def close(self) -> None:
+        """Release the file."""
+        self._store.close()
+
+    def _replay(self, row: Row) -> None:
+        try:
+            body = row.value()
+            key = (int(body["round"]), int(body["attempt"]))
+            match row.kind:
+                case "join":
+                    self._memory = replace(self._memory, joined=max(self._memory.joined, key))
+                case "opened":
+                    self._memory = replace(self._memory, opened_round=max(self._memory.opened_round, key[0]))
+                case _:
+                    raise _damaged(row)
+        except _MALFORMED:
+            raise _damaged(row) from None
 
 
 class ServerJournal:
@@ -104,6 +169,7 @@ class ServerJournal:
             path, {"book": "server journal", "version": VERSION, "manifest": manifest_digest.hex()}
         )
         self._last = (0, 0)
+        self._listed = 0
         self._ledger = ReleaseLedger(manifest_digest)
         self._convicted: frozenset[ClientId] = frozenset()
         try:
@@ -122,6 +188,11 @@ class ServerJournal:
     def last(self) -> tuple[int, int]:
         """Highest (round, attempt) ever announced; (0, 0) if none."""
         return self._last
+
+    @property
+    def spent_round(self) -> int:
+        """Highest round that clients may refuse: its set was about to be opened, or its inputs uploaded ("he")."""
+        return max(self._ledger.last_round, self._listed)
 
     @property
     def convicted(self) -> frozenset[ClientId]:
@@ -147,8 +218,12 @@ class ServerJournal:
         self._replay(self._store.append(_ATTEMPT, body))
 
     def record(self, record: Record) -> None:
-        """Durable when it returns. Only ReleaseRecord belongs here; its row must extend the ledger, or be the very row
-        that stands in it: an attempt that is resumed writes its row again."""
+        """Durable when it returns. Only ListRecord and ReleaseRecord belong here; the row of the latter must extend the
+        ledger, or be the very row that stands in it: an attempt that is resumed writes its row again."""
+        if isinstance(record, ListRecord):
+            if record.round > self._listed:
+                self._replay(self._store.append(_LISTED, {"round": record.round, "attempt": record.attempt}))
+            return
         if not isinstance(record, ReleaseRecord):
             raise LocalProtocolError(f"a {type(record).__name__} does not belong into a server's journal")
         row, ledger = record.row, self._ledger
@@ -179,6 +254,8 @@ class ServerJournal:
                     if not _extends(self._ledger, (released,), bytes.fromhex(body["head"])):
                         raise _damaged(row)
                     self._ledger = self._ledger.extended(released)
+                case "listed":
+                    self._listed = max(self._listed, int(body["round"]))
                 case "convicted":
                     self._convicted |= {ClientId(client) for client in body["clients"]}
                 case _:
@@ -200,6 +277,8 @@ def _with_row(memory: ClientMemory, row: Row) -> ClientMemory:
         case "join":
             joined = max(memory.joined, (body["round"], body["attempt"]))
             return replace(memory, joined=joined)
+        case "upload":
+            return replace(memory, spent_round=max(memory.spent_round, body["round"]))
         case "spent":
             rows = tuple(_row(item) for item in body["rows"])
             if not _extends(memory.ledger, rows, bytes.fromhex(body["head"])):
@@ -217,6 +296,11 @@ def _extends(ledger: ReleaseLedger, rows: tuple[LedgerRow, ...], head: bytes) ->
             return False
         ledger = ledger.extended(row)
     return bool(rows) and ledger.head == head
+
+
+def _spent_json(record: SpentRecord) -> dict[str, Any]:
+    rows = [_row_json(row) for row in record.rows]
+    return {"round": record.round, "attempt": record.attempt, "rows": rows, "head": record.head.hex()}
 
 
 def _row_json(row: LedgerRow) -> dict[str, Any]:

@@ -45,12 +45,14 @@ class Deadlines:
     consistency_check: float = 60.0
     unmasking: float = 60.0
     grace: float = 10.0
+    opening: float = 1800.0  # of the decryptor, which reads every encrypted input
 
     def of(self, phase: Phase) -> float:
         """Seconds that an open phase may last."""
         lasting: dict[Phase, float] = {
             Phase.ADVERTISE_KEYS: self.advertise_keys,
             Phase.SHARE_KEYS: self.share_keys,
+            Phase.INPUT_HASHES: self.masked_input,
             Phase.MASKED_INPUT: self.masked_input,
             Phase.CONSISTENCY_CHECK: self.consistency_check,
             Phase.UNMASKING: self.unmasking,

@@ -23,9 +23,9 @@ from protocol.messages import (
     AttemptAborted,
     ClientMessage,
     Finished,
-    MaskedInput,
     ServerMessage,
     Statement,
+    UploadHeader,
     Withdraw,
 )
 from protocol.roster import Roster
@@ -33,7 +33,7 @@ from protocol.rpc import limits
 from protocol.rpc.attempt import ACCEPTED, CANNOT_RESUME, Books, RunningAttempt
 from protocol.rpc.attempt_log import AttemptLog, Begun, remove_logs
 from protocol.rpc.credentials import server_credentials
-from protocol.rpc.frames import MAX_NAMED, NO_ATTEMPT, TOKEN_BYTES, Receipt, Submission, Waiting
+from protocol.rpc.frames import MAX_NAMED, NO_ATTEMPT, TOKEN_BYTES, InputRequest, Receipt, Submission, Waiting
 from protocol.rpc.journal import ServerJournal
 from protocol.rpc.limits import Deadlines
 from protocol.rpc.outbox import Outbox
@@ -43,7 +43,7 @@ from protocol.rpc.service import STALE, AggregationService
 from protocol.rpc.spool import Spool, SpoolRoom
 from protocol.server import ServerSession
 from secagg.prg import choose_faster
-from secagg.types import ClientId, Phase
+from secagg.types import DECRYPTOR, ClientId, Phase
 
 __all__ = ["AggregationServer", "Deadlines", "Event", "OnEvent", "ServerSetup"]
 
@@ -74,8 +74,9 @@ class AggregationServer:
         self._statements: dict[ClientId, Statement] = {}
         self._setup = setup
         self._emit = setup.on_event
-        self._presence = Presence(setup.roster.ids, time.monotonic)
-        self._outboxes = {client: Outbox() for client in setup.roster.ids}
+        peers = setup.roster.ids if setup.roster.decryptor is None else (DECRYPTOR, *setup.roster.ids)
+        self._presence = Presence(peers, time.monotonic)
+        self._outboxes = {client: Outbox() for client in peers}
         self._blobs: OrderedDict[bytes, bytes] = OrderedDict()
         self._running: RunningAttempt | None = None
         self._ended: RunningAttempt | None = None  # until it is settled
@@ -217,7 +218,7 @@ class AggregationServer:
         """Wait at most `seconds` for a statement of every client that is not gone; all that came, unverified."""
         start = time.monotonic()
         while (now := time.monotonic()) < start + seconds:
-            missing = [c for c in self._outboxes if c not in self._statements]
+            missing = [c for c in self._setup.roster.ids if c not in self._statements]
             away = [self._presence.away_since(c, start) for c in missing]
             if all(since is not None and now - since > _GONE for since in away):
                 break
@@ -244,13 +245,13 @@ class AggregationServer:
         running = self._running
         if running is None:
             return Waiting(*NO_ATTEMPT, Phase.ADVERTISE_KEYS, ())
-        missing = running.session.missing()
+        missing = [client for client in running.session.missing() if client != DECRYPTOR]
         more = max(0, len(missing) - MAX_NAMED)
-        return Waiting(*running.key, running.session.phase, missing[:MAX_NAMED], more)
+        return Waiting(*running.key, running.session.phase, tuple(missing[:MAX_NAMED]), more)
 
     def submit(self, client: ClientId, submission: Submission, message: ClientMessage) -> Receipt:
         """See `Desk`."""
-        if isinstance(message, Statement):
+        if isinstance(message, Statement) and client != DECRYPTOR:
             self._statements[client] = message
             self._changed.set()
             return ACCEPTED
@@ -263,7 +264,7 @@ class AggregationServer:
         self._changed.set()
         return receipt
 
-    def open_upload(self, client: ClientId, submission: Submission, header: MaskedInput) -> Spool | Receipt:
+    def open_upload(self, client: ClientId, submission: Submission, header: UploadHeader) -> Spool | Receipt:
         """See `Desk`."""
         running = self._of(submission)
         opened = STALE if running is None else running.open_upload(client, submission, header)
@@ -282,6 +283,13 @@ class AggregationServer:
         receipt = STALE if running is None else running.close_upload(client, spool)
         self._changed.set()
         return receipt
+
+    def encrypted_input(self, request: InputRequest) -> tuple[bytes, Spool] | None:
+        """See `Desk`."""
+        running = self._running
+        if running is None or running.key != (request.round, request.attempt):
+            return None
+        return running.encrypted_input(request.client)
 
     def blob(self, digest: bytes) -> bytes | None:
         """See `Desk`."""
@@ -324,7 +332,8 @@ class AggregationServer:
                 phase, since = session.phase, time.monotonic()
                 self._emit(self._event(running, "phase", clients=missing))
             waited_for = [client for client in missing if self._outboxes[client].sees(running.key)]
-            wake = self._next_look(waited_for, since, started, (deadlines.of(phase), deadlines.grace))
+            lasting = deadlines.opening if phase is Phase.UNMASKING and DECRYPTOR in missing else deadlines.of(phase)
+            wake = self._next_look(waited_for, since, started, (lasting, deadlines.grace))
             if wake <= 0:
                 running.close_phase()
                 continue
@@ -385,7 +394,7 @@ class AggregationServer:
     def _give_up(self, session: ServerSession) -> None:
         post, announcement = self._post_of(session), session.announcement
         notice = AttemptAborted(announcement.round, announcement.attempt, session.phase, "the server stopped")
-        for client in announcement.cohort:
+        for client in session.invited:
             post(client, notice)
 
     async def _wait_for_change(self, seconds: float) -> None:

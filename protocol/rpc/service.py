@@ -1,4 +1,4 @@
-"""The four calls of the wire: Next, Send, Upload, Download. Decode, hand over, encode; nothing is decided here. SPEC 9.
+"""The five calls of the wire. Decode, hand over, encode; nothing is decided here. SPEC 9.
 
 Identity is looked up on every call. Each call is idempotent, because any answer may be lost.
 """
@@ -13,16 +13,16 @@ import grpc.aio
 
 from protocol.codec import decode_client
 from protocol.errors import RemoteProtocolError
-from protocol.messages import ClientMessage, MaskedInput
+from protocol.messages import ClientMessage, UploadHeader
 from protocol.roster import Roster
 from protocol.rpc import frames, limits
 from protocol.rpc.credentials import Doorkeeper
-from protocol.rpc.frames import Delivery, Receipt, Submission, UploadChunk, Waiting
+from protocol.rpc.frames import Delivery, InputHeader, InputRequest, Receipt, Submission, UploadChunk, Waiting
 from protocol.rpc.outbox import Outbox
 from protocol.rpc.presence import Presence
 from protocol.rpc.spool import Spool
 from protocol.rpc.status import Context, Refusal, errors_as_status
-from secagg.types import ClientId
+from secagg.types import DECRYPTOR, ClientId
 
 STALE = Receipt(frames.Status.STALE)
 
@@ -43,7 +43,7 @@ class Desk(Protocol):
     def submit(self, client: ClientId, submission: Submission, message: ClientMessage) -> Receipt:
         """One message."""
 
-    def open_upload(self, client: ClientId, submission: Submission, header: MaskedInput) -> Spool | Receipt:
+    def open_upload(self, client: ClientId, submission: Submission, header: UploadHeader) -> Spool | Receipt:
         """An upload begins."""
 
     def chunk_received(self, client: ClientId, spool: Spool) -> None:
@@ -51,6 +51,9 @@ class Desk(Protocol):
 
     def close_upload(self, client: ClientId, spool: Spool) -> Receipt:
         """All chunks are on stable storage."""
+
+    def encrypted_input(self, request: InputRequest) -> tuple[bytes, Spool] | None:
+        """What the decryptor was asked to add: header and ciphertext of one client."""
 
     def blob(self, digest: bytes) -> bytes | None:
         """A published blob."""
@@ -83,6 +86,7 @@ class AggregationService:
                 "Send": grpc.unary_unary_rpc_method_handler(self.send),
                 "Upload": grpc.stream_unary_rpc_method_handler(self.upload),
                 "Download": grpc.unary_stream_rpc_method_handler(self.download),
+                "Input": grpc.unary_stream_rpc_method_handler(self.input),
             },
         )
 
@@ -135,6 +139,27 @@ class AggregationService:
                     for offset in range(0, len(blob) or 1, limits.BLOB_CHUNK):
                         data = blob[offset : offset + limits.BLOB_CHUNK]
                         yield frames.encode_blob(frames.BlobChunk(len(blob), offset, data))
+
+    async def input(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """To the decryptor alone: one client's encrypted input, from the chunk that it asks for on."""
+        async with errors_as_status(context, self._desk.failed):
+            peer = self._door.client(context.auth_context())
+            if peer != DECRYPTOR:
+                raise Refusal(
+                    grpc.StatusCode.PERMISSION_DENIED, "[E304] encrypted inputs go to the roster's decryptor only"
+                )
+            wanted = frames.decode_input_request(request)
+            with self._presence.call(peer), self._newest(peer, self._downloading):
+                self._admitted(peer, wanted.token)
+                found = self._desk.encrypted_input(wanted)
+                if found is None:
+                    text = f"[E347] no input of client {wanted.client} to be added now"
+                    raise Refusal(grpc.StatusCode.NOT_FOUND, text)
+                header, spool = found
+                yield frames.encode_input_part(InputHeader(header))
+                for index in range(wanted.first, spool.total):
+                    data = await asyncio.to_thread(spool.chunk, index)
+                    yield frames.encode_input_part(UploadChunk(index, data))
 
     @contextmanager
     def _newest(self, client: ClientId, running: "dict[ClientId, asyncio.Task[Any]]") -> Iterator[None]:
@@ -189,8 +214,8 @@ class AggregationService:
         if not isinstance(submission, Submission):
             raise _bad_stream("a chunk before the header", "the header first")
         header = decode_client(submission.frame)
-        if not isinstance(header, MaskedInput):
-            raise _bad_stream(f"a {type(header).__name__} as header", "a MaskedInput")
+        if not isinstance(header, UploadHeader):
+            raise _bad_stream(f"a {type(header).__name__} as header", "the header of an upload")
         self._admitted(client, submission.token)
         opened = self._desk.open_upload(client, submission, header)
         if isinstance(opened, Receipt):

@@ -2,8 +2,8 @@
 
 A folded chunk of a client that then dies could not be taken out again, so nothing is folded before U3 is fixed. An
 upload that was cut off stays, with its running digest, and goes on where it was: after a lost connection at once, after
-the server was killed as soon as the file was hashed again. The files hold masked words only; they are removed when the
-attempt has ended.
+the server was killed as soon as the file was hashed again. The files hold masked words or ciphertexts only; they are
+removed when the attempt has ended.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from protocol.effects import upload_shape
 from protocol.errors import RemoteProtocolError, TransportError
-from protocol.messages import MaskedInput
+from protocol.messages import UploadHeader
 from protocol.rpc.unmask import add_uploads, unmask
 from secagg.encoding import Words
 from secagg.masking import InputDigest, Mask
 from secagg.params import SecAggParams
 
-WORD_BYTES = 8
 SUFFIX = ".spool"
 _NAME_BYTES = 8
 _NAME = re.compile(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}{re.escape(SUFFIX)}")
@@ -37,14 +37,14 @@ class Spool:
     Several streams may try to fill it one after the other; `take` makes the caller the only one that still can.
     """
 
-    def __init__(self, path: Path, header: MaskedInput, params: SecAggParams) -> None:
+    def __init__(self, path: Path, header: UploadHeader, params: SecAggParams) -> None:
         """An empty upload; the file is made with its first chunk."""
         self.path = path
         self.header = header
         self.received = 0
         self.complete = False
-        self._params = params
-        self._digest = InputDigest()
+        self._shape = upload_shape(header, params)
+        self._digest = InputDigest(self._shape.label)
         self._holder = 0
         self._turn = asyncio.Lock()  # one chunk at a time, also where two streams overlap for a moment
         self._lock = threading.Lock()  # a discard must not close the file under a write
@@ -52,12 +52,12 @@ class Spool:
         self._file: int | None = None
 
     def __repr__(self) -> str:
-        return f"Spool({self.path.name}, {self.received} of {self._params.num_chunks} chunks)"
+        return f"Spool({self.path.name}, {self.received} of {self.total} chunks)"
 
     @property
     def total(self) -> int:
         """Chunks of a whole upload."""
-        return self._params.num_chunks
+        return self._shape.num_chunks
 
     @property
     def full(self) -> bool:
@@ -124,6 +124,20 @@ class Spool:
             raise disk_failed(self.path, OSError("other content than was received"))
         self.complete = True
 
+    def chunk(self, index: int) -> bytes:
+        """Chunk `index` of a complete upload. Blocks. Raises TransportError E341 if it is not what was written."""
+        try:
+            file = os.open(self.path, os.O_NOFOLLOW | os.O_RDONLY)
+            try:
+                data = os.pread(file, self._length(index), index * self._shape.chunk_bytes)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise disk_failed(self.path, error) from error
+        if len(data) != self._length(index):
+            raise disk_failed(self.path, OSError("a file shorter than what was written"))
+        return data
+
     def pause(self, holder: int) -> None:
         """The stream of `holder` has ended: no file stays open for it."""
         if holder == self._holder:
@@ -139,8 +153,7 @@ class Spool:
 
     def _length(self, index: int) -> int:
         """Bytes of chunk `index`."""
-        params = self._params
-        return WORD_BYTES * min(params.chunk_words, params.total_words - index * params.chunk_words)
+        return min(self._shape.chunk_bytes, self._shape.total_bytes - index * self._shape.chunk_bytes)
 
     def _check(self, index: int, length: int) -> None:
         if index != self.received or index >= self.total:
@@ -151,7 +164,7 @@ class Spool:
     @property
     def _written(self) -> int:
         """Bytes of the chunks that are there, as long as one is missing."""
-        return WORD_BYTES * self._params.chunk_words * self.received
+        return self._shape.chunk_bytes * self.received
 
     def _write(self, index: int, data: bytes) -> None:
         with self._lock:
@@ -186,7 +199,7 @@ class Spool:
             raise _bad_upload("an upload that ends early", f"{self.received} chunks", f"{self.total}")
         if self._digest.digest() != self.header.input_digest:
             self._shut()
-            self._digest, self.received = InputDigest(), 0
+            self._digest, self.received = InputDigest(self._shape.label), 0
             raise _bad_upload("an upload with other content than its header", "another SHA-256", "the signed one")
         with self._lock:
             if self._discarded:
@@ -237,7 +250,7 @@ class SpoolRoom:
         """A file name that says nothing about its sender."""
         return f"{os.urandom(_NAME_BYTES).hex()}{SUFFIX}"
 
-    def spool(self, name: str, header: MaskedInput, params: SecAggParams) -> Spool:
+    def spool(self, name: str, header: UploadHeader, params: SecAggParams) -> Spool:
         """The spool of this name, empty unless it is restored."""
         return Spool(self._directory / name, header, params)
 

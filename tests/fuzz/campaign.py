@@ -24,6 +24,7 @@ from fuzz.dice import Dice
 from fuzz.document_harness import harnesses as documents
 from fuzz.doors import DOORS
 from fuzz.harness import Finding, Harness, failure, named, shrunk
+from fuzz.he_harness import harnesses as he
 from fuzz.session_harness import AttemptHarness, ClientHarness, ServerHarness
 
 HEADROOM: Final = 160 * 2**20  # bytes; one decode takes 50 MiB at most, the mutator and its input the rest
@@ -35,7 +36,7 @@ BATCH: Final = 200_000  # executions of one child
 WEIGHTS: Final = {"codec/ClientFrame": 24.0, "codec/ServerFrame": 24.0, "session/server": 4.0, "session/client": 4.0,
                   "session/attempt": 0.05, "session/ring server": 0.4,
                   "session/ring client": 0.4, "document/statement": 0.1, "document": 1.0,
-                  "book/attempt log": 0.02, "book": 0.15, "codec": 6.0}  # fmt: skip
+                  "book/attempt log": 0.02, "book": 0.15, "he": 0.5, "codec": 6.0}  # fmt: skip
 
 
 def all_harnesses() -> tuple[Harness, ...]:
@@ -49,6 +50,7 @@ def all_harnesses() -> tuple[Harness, ...]:
         ClientHarness(recorded_ring, "session/ring client"),
         *documents(),
         *(BookHarness(book) for book in BOOKS),
+        *he(),
     )
 
 

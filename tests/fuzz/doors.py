@@ -75,6 +75,20 @@ DOORS: Final = (
     ),
     Door(pb.Receipt, frames.decode_receipt, frames.encode_receipt, frames.MAX_SMALL, (frames.Receipt,)),
     Door(pb.BlobRequest, frames.decode_request, frames.encode_request, frames.MAX_SMALL, (frames.BlobRequest,)),
+    Door(
+        pb.InputRequest,
+        frames.decode_input_request,
+        frames.encode_input_request,
+        frames.MAX_SMALL,
+        (frames.InputRequest,),
+    ),
+    Door(
+        pb.InputPart,
+        frames.decode_input_part,
+        frames.encode_input_part,
+        frames.MAX_PART,
+        rules.messages_of(frames.InputPart),
+    ),
     Door(pb.BlobChunk, frames.decode_blob, frames.encode_blob, frames.MAX_PART, (frames.BlobChunk,)),
 )
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fuzz.dice import Dice
 from protocol import codec
+from protocol.encrypted import MAX_KEY
 from protocol.release import MAX_SEGMENT
 from protocol.rpc import frames
 from secagg.types import ClientId
@@ -43,10 +44,16 @@ HASHES: Final = [
     "aggregate_digest",
     "digest",
     "path",
+    "tree_root",
 ]
 LENGTHS: Final[dict[str, range | tuple[int, ...]]] = {
     **{name: (32,) for name in HASHES},
     "signature": (64,),
+    "decryptor_signature": (0, 64),
+    "decryptor_key": range(0, MAX_KEY + 1),
+    "public_key": range(1, MAX_KEY + 1),
+    "listed": range(1, codec.MAX_CLIENTS // 8 + 1),
+    "digests": range(1, 32 * codec.MAX_CLIENTS + 1),
     "signatures": (64,),
     "ciphertext": (0, 82),
     "self_shares": (33,),
@@ -68,11 +75,15 @@ RANGES: Final[dict[str, tuple[int, int]]] = {
     "rounds": COUNTER,
     "attempt": FROM_ZERO,
     "ledger_seq": SEQ,
+    "OpeningRequest.ledger_seq": (1, 2**53 - 1),
     "seq": (1, 2**53 - 1),
     "total_words": (1, 2**40),
-    "phase": (0, 6),
+    "total_bytes": (1, codec.MAX_BYTES),
+    "phase": (0, 7),
     "Waiting.round": FROM_ZERO,
     "Submission.round": FROM_ZERO,
+    "InputRequest.round": FROM_ZERO,
+    "first": FROM_ZERO,
     "UploadChunk.index": FROM_ZERO,
     "index": (0, 2**53),
     "status": (1, max(frames.Status)),

@@ -283,13 +283,13 @@ BUGS = (
         "HONEST SABOTAGE",
         (
             ServerSession,
-            "_check_header",
-            ("list(named) != sorted(set(named))", "False"),
+            "_may_complain",
+            ("list(named) == sorted(set(named))", "True"),
         ),
         (
             ServerSession,
             "_close_masked",
-            ("set(self._headers[c].complaints)", "self._headers[c].complaints"),
+            ("set(self._complaints(c))", "self._complaints(c)"),
         ),
     ),
     edit(
@@ -302,7 +302,7 @@ BUGS = (
         "shares are expected of a dealer that was complained of",
         "honest-blamed",
         "HONEST SABOTAGE",
-        (ServerSession, "_check_unmasking", ("set(self._headers[sender].complaints)", "set()")),
+        (ServerSession, "_check_unmasking", ("set(self._complaints(sender))", "set()")),
     ),
     edit(
         "an upload counts before its body is there",
@@ -330,7 +330,10 @@ BUGS = (
         (
             ServerSession,
             "_close_unmasking",
-            ("(Aggregate(self.masked, masks),)", "(Aggregate(tuple(self._messages[Phase.MASKED_INPUT]), masks),)"),
+            (
+                "(Aggregate(self.masked, masks, opened=self.params.encrypted),)",
+                "(Aggregate(tuple(self._messages[Phase.MASKED_INPUT]), masks),)",
+            ),
         ),
     ),
     edit(
