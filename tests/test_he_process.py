@@ -204,6 +204,16 @@ def test_a_worker_refuses_what_is_out_of_order() -> None:
         assert isinstance(asked(Op.BEGIN, body), ParameterError)
 
 
+def test_one_process_holds_one_key() -> None:
+    begin = pipe.pack_begin(BEGIN)
+    command = [sys.executable, "-m", "secagg.he.worker"]
+    done = subprocess.run(command, input=begin + begin, stdout=subprocess.PIPE, cwd=ROOT, timeout=60, check=True)
+    good, length = pipe.ANSWER.unpack_from(done.stdout)
+    again = done.stdout[pipe.ANSWER.size + length :]
+    assert good == 1 and pipe.ANSWER.unpack_from(again)[0] == 0
+    assert pipe.unpack_error(again[pipe.ANSWER.size :]).what == "a second sum in one process"
+
+
 def test_errors_keep_their_class_and_parts() -> None:
     for kind in (ParameterError, EncodingError, CiphertextError, OpeningError):
         error = kind("what", found=3, expected="x", do="y")
