@@ -39,7 +39,7 @@ class Figures:
 
     def add(self, method: str, scores: Reals, patients: dict[str, tuple[heart.Row, ...]]) -> None:
         """Scores in the order of the hospitals' test patients."""
-        labels = np.array([int(heart.ill(row)) for rows in patients.values() for row in rows], dtype=np.int64)
+        labels = heart.labels([row for rows in patients.values() for row in rows])
         self._put(method, POOLED, auc(scores, labels))
         self._put(method, ACCURACY, accuracy_at_share(scores, labels, SHARE_ILL))
         start = 0

@@ -50,6 +50,7 @@ SKIPPED = "skipped: Opacus is not installed"
 NOT_RUN = "not run"
 NOT_NEEDED = "not applicable"
 
+_TPR_GRID = [k / 50 for k in range(0, 501)]
 _FOUR = Decimal("0.0001")
 _RDP_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 _PLD: TypeAlias = Any  # dp_accounting carries no types
@@ -244,11 +245,14 @@ def tpr_at_fpr(charges: Iterable[Charge | SampledGaussian], fpr: Decimal = Decim
 
 
 @lru_cache(maxsize=64)
+def _profile(events: tuple[SampledGaussian, ...]) -> tuple[float, ...]:
+    return tuple(map(float, _pld(events, COARSER, True).get_delta_for_epsilon(_TPR_GRID)))
+
+
+@lru_cache(maxsize=64)
 def _tpr(events: tuple[SampledGaussian, ...], rate: float) -> str:
-    grid = [k / 50 for k in range(0, 501)]
-    deltas = _pld(events, COARSER, True).get_delta_for_epsilon(grid)
     bounds = [1.0]
-    for e, d in zip(grid, deltas, strict=True):
+    for e, d in zip(_TPR_GRID, _profile(events), strict=True):
         bounds += [float(d) + math.exp(e) * rate, 1 - math.exp(-e) * (1 - float(d) - rate)]
     return _up(min(bounds))
 

@@ -12,7 +12,6 @@ import numpy as np
 from scipy import stats
 
 from dp.audit import LEVEL, Finding, Reals, Trace
-from dp.mechanism import GaussianMechanism
 
 _CELLS = 40
 _LINES = 40  # tensors with a line of their own
@@ -20,10 +19,10 @@ _BLIND = "deviations below the printed bound"
 
 
 class NoiseTally:
-    """Noise of many steps against the claim. Feed it zero-input steps, or any steps: sums are subtracted."""
+    """Noise of many steps against the claimed deviation, in grid steps. Feed it any steps: sums are subtracted."""
 
-    def __init__(self, claim: GaussianMechanism, groups: Mapping[str, slice]) -> None:
-        self._deviation, self._groups = claim.noise_steps, groups
+    def __init__(self, deviation: float, groups: Mapping[str, slice]) -> None:
+        self._deviation, self._groups = deviation, groups
         self._squares = dict.fromkeys(groups, 0.0)
         self._draws = dict.fromkeys(groups, 0)
         self._cuts = _cuts(self._deviation)
@@ -149,9 +148,9 @@ class NoiseTally:
         )
 
 
-def check_streams(first: Trace, second: Trace, claim: GaussianMechanism, what: str) -> Finding:
+def check_streams(first: Trace, second: Trace, deviation: float, what: str) -> Finding:
     """Noise of two runs that must have nothing in common: two clients, two rounds, two attempts."""
-    one, two = ((t.handed - t.sums[: len(t.handed)]).ravel() / claim.noise_steps for t in (first, second))
+    one, two = ((t.handed - t.sums[: len(t.handed)]).ravel() / deviation for t in (first, second))
     size = min(one.size, two.size)
     correlation, bound = float(np.mean(one[:size] * two[:size])), _z() / sqrt(size)
     return Finding(
@@ -169,7 +168,7 @@ def _z() -> float:
     return float(stats.norm.isf(LEVEL / 2))
 
 
-def _cuts(deviation: int) -> Reals:
+def _cuts(deviation: float) -> Reals:
     """Quantiles of the Gaussian and some in its tails, each moved to the middle between two grid points."""
     inner = np.arange(1, _CELLS) / _CELLS
     tails = 0.5 / _CELLS / 4.0 ** np.arange(1, 4)

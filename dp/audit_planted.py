@@ -4,8 +4,9 @@ A control runs the real loop with another noise, clip or sampling probability th
 whose controls are not seen says nothing.
 """
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -18,7 +19,7 @@ from dp.audit_neighbours import BACKGROUND, JOINERS, PATIENT, check_neighbours, 
 from dp.audit_noise import NoiseTally, check_streams
 from dp.audit_sampler import Included, check_fresh_sample, check_sampler
 from dp.events import SampledGaussian
-from dp.mechanism import GaussianMechanism
+from dp.mechanism import MAX_CLIP_STEPS, GaussianMechanism
 from dp.sampling import Csprng
 
 _VALUES = 2**20  # coordinates of one trace, about: it stays small in memory
@@ -27,21 +28,30 @@ _CURVE = tuple(Decimal(k) / 4 for k in range(81))  # ε at which a claimed trade
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What is claimed of every step: mechanism, sampling probability, and δ for the figures."""
+    """What is claimed of every step: mechanism, sampling probability, and δ for the figures.
+
+    Where the mechanism adds a share of the noise (protocol R2), the checks of one client look at the share, which is
+    what its masked input holds; the whole of the noise is looked at in the sum (`ffm.audit_rounds`).
+    """
 
     mechanism: GaussianMechanism
     sampling: tuple[int, int]
     delta: Decimal
 
     @property
+    def deviation(self) -> float:
+        """Standard deviation of what one client adds, in grid steps."""
+        return self.mechanism.noise_steps / math.sqrt(self.mechanism.shares)
+
+    @property
     def mu(self) -> float:
         """Sensitivity over deviation of one step without sampling."""
-        return self.mechanism.clip_steps / self.mechanism.noise_steps
+        return self.mechanism.clip_steps / self.deviation
 
     def event(self, steps: int) -> SampledGaussian:
-        """`steps` steps, for the accountant."""
-        m = self.mechanism
-        return SampledGaussian(steps, Fraction(*self.sampling), m.noise_steps, m.clip_steps)
+        """`steps` steps of one client, for the accountant."""
+        noise = math.isqrt(self.mechanism.noise_steps**2 // self.mechanism.shares)
+        return SampledGaussian(steps, Fraction(*self.sampling), noise, self.mechanism.clip_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ class Effort:
     noise_values: int = 12_000_000  # zero-input noise, over all coordinates
     sampled_steps: int = 96  # with sampling; the canaries at the real q
     attempts: int = 16  # steps of each of two attempts
+    round_values: int = 2_000_000  # of whole rounds' sums, where noise comes in shares
 
 
 def planted_checks(
@@ -61,16 +72,16 @@ def planted_checks(
     both = (BACKGROUND, JOINERS)
     findings = guarded("planted", lambda: check_neighbours(canaries, claim, both, "planted"))
     findings += guarded("patient", lambda: [check_patient(canaries, claim, len(PATIENT))])
-    findings += guarded("noise", lambda: zero_input(canaries, claim, effort.noise_values, rng))
+    findings += guarded("noise", lambda: zero_input(canaries, claimed.deviation, effort.noise_values, rng))
     findings += guarded("canaries", lambda: _all_in(canaries, claimed, rng))
     findings += guarded("sampler", lambda: _sampled(canaries, claimed, effort.sampled_steps, rng))
     return findings + guarded("attempts", lambda: _attempts(canaries, claimed, effort.attempts, fresh))
 
 
-def zero_input(canaries: CanaryPipeline, claim: GaussianMechanism, values: int, rng: Csprng) -> list[Finding]:
+def zero_input(canaries: CanaryPipeline, deviation: float, values: int, rng: Csprng) -> list[Finding]:
     """Steps over a record whose gradient is zero: what is handed on is the noise and nothing else."""
     size = max(where.stop for where in canaries.groups.values())
-    tally, missing = NoiseTally(claim, canaries.groups), -(-values // size)
+    tally, missing = NoiseTally(deviation, canaries.groups), -(-values // size)
     while missing > 0:
         steps = min(missing, max(2, _VALUES // size))
         tally.add(canaries.run([Canary(0, 0.0)], steps, True, rng))
@@ -84,11 +95,11 @@ def controls(canaries: CanaryPipeline, claimed: Claimed, rng: Csprng) -> list[Fi
     draws = 300_000
 
     def with_noise(numerator: int, denominator: int) -> GaussianMechanism:
-        return GaussianMechanism(claim.scale, claim.clip_steps, claim.noise_steps * numerator // denominator)
+        return replace(claim, noise_steps=claim.noise_steps * numerator // denominator)
 
     quarter = canaries.configured(with_noise(1, 4), claimed.sampling)
     weaker = canaries.configured(with_noise(5, 6), claimed.sampling)
-    loose = GaussianMechanism(claim.scale, min(10 * claim.clip_steps, 2**26), claim.noise_steps)
+    loose = replace(claim, clip_steps=min(10 * claim.clip_steps, MAX_CLIP_STEPS))
     unclipped = canaries.configured(loose, claimed.sampling)
     q = min(Fraction(2 * numerator, denominator), Fraction(denominator + numerator, 2 * denominator))
     often = canaries.configured(claim, (q.numerator, q.denominator))
@@ -96,13 +107,13 @@ def controls(canaries: CanaryPipeline, claimed: Claimed, rng: Csprng) -> list[Fi
     def twice() -> list[Finding]:
         seed = rng.take(32)
         traces = [canaries.run([Canary(0, 0.0)], 8, True, Csprng(seed)) for _ in range(2)]
-        return [check_streams(traces[0], traces[1], claim, "clients")]
+        return [check_streams(traces[0], traces[1], claimed.deviation, "clients")]
 
     neighbours = (BACKGROUND, JOINERS)
     found = [
-        _control("noise 4 times too small", lambda: zero_input(quarter, claim, draws, rng)),
+        _control("noise 4 times too small", lambda: zero_input(quarter, claimed.deviation, draws, rng)),
         _control("noise 4 times too small, to canaries", lambda: _all_in(quarter, claimed, rng)),
-        _control("noise 1.2 times too small", lambda: zero_input(weaker, claim, draws, rng)),
+        _control("noise 1.2 times too small", lambda: zero_input(weaker, claimed.deviation, draws, rng)),
         _control("one seed for two clients", twice),
     ]
     if loose.clip_steps > claim.clip_steps:
@@ -166,7 +177,7 @@ def _attempts(canaries: CanaryPipeline, claimed: Claimed, steps: int, fresh: Cal
     first, second = (canaries.run(records, steps, True, fresh()) for _ in range(2))
     one, two = _included(canaries, first), _included(canaries, second)
     return [
-        check_streams(first, second, claimed.mechanism, "clients and attempts"),
+        check_streams(first, second, claimed.deviation, "clients and attempts"),
         check_fresh_sample(one, two, *claimed.sampling, "clients and attempts"),
     ]
 

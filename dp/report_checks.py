@@ -17,7 +17,7 @@ from dp.report_findings import Check, at_least, same
 from dp.store import GENESIS, Row, broken_link, canonical
 
 MAX_YEAR_9999 = 253402300799
-PROTOCOLS = ("R1",)  # for which the accountant has a certificate
+PROTOCOLS = ("R1", "R2")  # for which the accountant has a certificate
 
 
 def check_facts(facts: Mapping[str, Any]) -> list[Check]:

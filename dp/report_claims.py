@@ -10,8 +10,22 @@ from fractions import Fraction
 from dp import accountant
 from dp.events import SampledGaussian, parse
 from dp.report_figures import Derived, Group, decimal, iso, order, plain, planned_event, vector_length
-from dp.report_trust import Adversary, remaining
+from dp.report_trust import Adversary
 
+WHY = {
+    "R1": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
+    "R2": "each client adds a share of the noise inside the masked sum: who knows shares, or sees one upload alone, "
+    "sees less of it",
+}
+NAMES = {
+    "R1": "local DP-SGD: Poisson sample, clip each record, sum on an integer grid, discrete Gaussian noise",
+    "R2": "distributed DP-SGD: one Poisson sample at every silo, clip each record, sum on an integer grid, a share of "
+    "discrete Gaussian noise by every client, secure aggregation of the integers",
+}
+AFTER = {
+    "R1": "optimiser, difference to the global adapter, encoding and masking: post-processing only",
+    "R2": "masking and aggregation of the integers as they are, then the server step: post-processing only",
+}
 PRV_ROW = "PRV (Opacus)"
 CURVE_POINTS = tuple(Decimal(k) / 2 for k in range(0, 21))
 
@@ -83,8 +97,13 @@ def unit(d: Derived) -> Group:
             }
             for k in sorted(d.names)
         ],
-        "meaning": "one record more or less in one silo; replacing a record costs more and is not what is stated",
-        "if_wrong": "a person with records in several silos, or with several records, has the sum of what they spend",
+        "meaning": "one record more or less in one silo; replacing a record costs more and is not what is stated"
+        if d.privacy["records_per_person"] == 1
+        else f"all records of one person, up to {d.privacy['records_per_person']}, more or less; replacing records "
+        "costs more and is not what is stated",
+        "if_wrong": "a person with records in several silos, or with several records, has the sum of what they spend"
+        if d.privacy["records_per_person"] == 1
+        else "a person with more records than that, or in more silos than declared, is protected less",
     }
 
 
@@ -108,7 +127,7 @@ def guarantee(d: Derived) -> Group:
         "per_client": per_client,
         "per_adversary": [_row(d, a) for a in d.adversaries],
         "threat_model": "the headline is the worst row that the declared threat model includes",
-        "why": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
+        "why": WHY[d.privacy["protocol"]],
     }
 
 
@@ -129,7 +148,7 @@ def _row(d: Derived, adversary: Adversary) -> Group:
     figures = d.trust[adversary.id]
     worst = max(figures, key=lambda k: (order(figures[k]), -k))
     unknown, counted = adversary.shares
-    left = remaining(parse(planned_event(d.manifest)), adversary.shares)
+    left = adversary.sees(parse(planned_event(d.manifest)), True)
     return row | {
         "noise": {
             "shares_unknown_to_it": unknown,
@@ -175,9 +194,10 @@ def _headline(d: Derived) -> Group:
 def mechanism(d: Derived) -> Group:
     """Group 5: the mechanism in real and integer units."""
     p, scale = d.privacy, d.privacy["scale"]
+    planned = parse(planned_event(d.manifest))
     return {
         "protocol": p["protocol"],
-        "name": "local DP-SGD: Poisson sample, clip each record, sum on an integer grid, discrete Gaussian noise",
+        "name": NAMES[p["protocol"]],
         "real_units": {
             "clip_norm": decimal(Fraction(p["clip_steps"], scale)),
             "noise_standard_deviation": decimal(Fraction(p["noise_steps"], scale)),
@@ -191,13 +211,15 @@ def mechanism(d: Derived) -> Group:
             "clip_steps": p["clip_steps"],
             "sensitivity_steps": p["clip_steps"],
             "noise_steps": p["noise_steps"],
+            "noise_shares": planned.shares,
+            "variance_of_one_share": decimal(Fraction(p["noise_steps"] ** 2, planned.shares)),
             "sampling_numerator": p["sampling_numerator"],
             "sampling_denominator": p["sampling_denominator"],
         },
         "local_steps_per_round": d.training["local_steps"],
         "rounds_planned": d.training["rounds"],
         "public_divisor": d.training["expected_batch"],
-        "after_the_noise": "optimiser, difference to the global adapter, encoding and masking: post-processing only",
+        "after_the_noise": AFTER[p["protocol"]],
         "event_per_attempt": planned_event(d.manifest),
     }
 
@@ -289,4 +311,6 @@ def _mechanism_json(m: SampledGaussian) -> Group:
         "sampling_denominator": q.denominator,
         "noise_steps": m.noise_steps,
         "clip_steps": m.clip_steps,
+        "shares": m.shares,
+        "records": m.records,
     }

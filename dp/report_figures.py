@@ -10,9 +10,9 @@ from typing import Any
 from dp import accountant
 from dp.accountant import ABOVE_CEILING, Accounting
 from dp.errors import UnsupportedMechanismError
-from dp.events import SampledGaussian, event_tree
+from dp.events import SampledGaussian, event_tree, parse
 from dp.ledger import CHARGE, Charge
-from dp.report_trust import WHOLE, Adversary, adversaries, remaining
+from dp.report_trust import Adversary, adversaries
 
 Facts = Mapping[str, Any]
 Group = dict[str, Any]
@@ -43,43 +43,48 @@ class Derived:
             for k, s in self.statements.items()
         }
         self.charges = {k: tuple(charge for _, charge in rows) for k, rows in self.rows.items()}
-        self.mechanisms = {k: self._mechanisms(k) for k in self.names}
+        self.releases = {k: self._releases(k) for k in self.names}
+        self.mechanisms = {k: accountant.mechanisms([m for m, _ in self.releases[k]]) for k in self.names}
         self.accounting: dict[int, Accounting] = {
             k: accountant.epsilon(m, self.delta, prv=prv) for k, m in self.mechanisms.items()
         }
         self.adversaries = adversaries(self.manifest)
         self.trust: dict[str, dict[int, str]] = {
-            a.id: {k: self._seen_by(a, k) for k in sorted(self.names)} for a in self.adversaries if a.shares
+            a.id: {k: self._epsilon_against(a, k) for k in sorted(self.names)} for a in self.adversaries if a.shares
         }
-        declared = [(a.id, k) for a in self.adversaries if a.declared for k in self.names]
-        self.worst_row, self.worst = max(declared, key=lambda row: (order(self.trust[row[0]][row[1]]), -row[1]))
+        # Where rows are equal the claim is told against the strongest adversary.
+        self.worst_row, self.worst = max(
+            ((a.id, k) for a in self.adversaries if a.declared for k in self.names),
+            key=lambda row: (order(self.trust[row[0]][row[1]]), row[0] == "malicious-server", -row[1]),
+        )
 
-    def _seen_by(self, adversary: Adversary, client: int) -> str:
-        """ε of a client's records against an adversary, or why there is none."""
-        if adversary.shares is None or adversary.shares == WHOLE:
-            return self.accounting[client].epsilon
-        try:
-            return accountant.epsilon(self.against(adversary.id, client), self.delta, prv=False).epsilon
-        except UnsupportedMechanismError:
-            return NO_CERTIFICATE
+    def _releases(self, client: int) -> tuple[tuple[SampledGaussian, bool], ...]:
+        """What a client's ledger holds, each with whether it is of this task."""
+        digest = self.facts["manifest"]["digest"]
+        if client in self.charges:
+            return tuple((c.mechanism, c.manifest_digest == digest) for c in self.charges[client])
+        attempts = sum(client in r["shared"] for r in self.facts["rounds"])
+        return ((parse(planned_event(self.manifest)), True),) * attempts
 
     def against(self, row: str, client: int) -> tuple[SampledGaussian, ...]:
         """The client's mechanisms with the noise that this adversary does not know."""
-        shares = next(a.shares for a in self.adversaries if a.id == row) or WHOLE
-        return accountant.mechanisms([remaining(m, shares) for m in self.mechanisms[client]])
+        adversary = next(a for a in self.adversaries if a.id == row)
+        return accountant.mechanisms([adversary.sees(m, own) for m, own in self.releases[client]])
+
+    def _epsilon_against(self, adversary: Adversary, client: int) -> str:
+        """ε of a client's records against an adversary, or why there is none."""
+        seen = self.against(adversary.id, client)
+        if seen == self.mechanisms[client]:
+            return self.accounting[client].epsilon
+        try:
+            return accountant.epsilon(seen, self.delta, prv=False).epsilon
+        except UnsupportedMechanismError:
+            return NO_CERTIFICATE
 
     @property
     def worst_mechanisms(self) -> tuple[SampledGaussian, ...]:
         """What the headline is computed from."""
         return self.against(self.worst_row, self.worst)
-
-    def _mechanisms(self, client: int) -> tuple[SampledGaussian, ...]:
-        if client in self.charges:
-            return accountant.mechanisms(self.charges[client])
-        event = planned_event(self.manifest)
-        attempts = sum(client in r["shared"] for r in self.facts["rounds"])
-        charge = Charge(self.manifest["task"], self.facts["manifest"]["digest"], 0, 0, event)
-        return accountant.mechanisms([charge.mechanism] * attempts)
 
     @property
     def adjacency(self) -> str:

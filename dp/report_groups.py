@@ -129,7 +129,9 @@ def _randomness(d: Derived) -> Group:
     return {
         "generator": "AES-256-CTR, seeded from the operating system in each client, never logged",
         "draws": ["Poisson sample", "discrete Gaussian noise"],
-        "noise": "exact discrete Gaussian, the last step before the optimiser; no clamp and no rounding after it",
+        "noise": "exact discrete Gaussian, the last step before the optimiser; no clamp and no rounding after it"
+        if d.privacy["protocol"] == "R1"
+        else "exact discrete Gaussian shares, the last step before packing; no clamp and no rounding after it",
         "torch_generator": "used for nothing in a privacy claim",
         "floating_point": "per-record gradients are floats; the clip norm is checked again in integers",
         "headroom": {

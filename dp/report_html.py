@@ -140,9 +140,10 @@ def _delta_plot(groups: Groups, headline: Mapping[str, Any]) -> Markup | None:
 
 
 def _audit_plot(audit: Mapping[str, Any]) -> Markup | None:
-    if not audit["bounds"]:
+    bounds = [b for b in audit["bounds"] if _NUMBER.fullmatch(b["value"]) and _NUMBER.fullmatch(b["claim"])]
+    if not bounds:
         return None
-    top = max(Decimal(b[key]) for b in audit["bounds"] for key in ("value", "claim")) or Decimal(1)
+    top = max(Decimal(b[key]) for b in bounds for key in ("value", "claim")) or Decimal(1)
     bars = [
         Bar(
             b["name"],
@@ -151,7 +152,7 @@ def _audit_plot(audit: Mapping[str, Any]) -> Markup | None:
             COLOURS[0] if Decimal(b["value"]) <= Decimal(b["claim"]) else COLOURS[1],
             float(Decimal(b["claim"]) / top),
         )
-        for b in audit["bounds"]
+        for b in bounds
     ]
     description = "Bar: what the audit measured; stroke: what is claimed; the table has the figures"
     return bar_plot(

@@ -16,7 +16,6 @@ from dp.report_schema_terms import (
     boolean,
     choice,
     count,
-    decimal,
     either,
     hexadecimal,
     integer,
@@ -133,8 +132,8 @@ def _audit() -> Schema:
     measure = obj(
         "a figure to draw",
         quantity=text("what is measured"),
-        value=decimal("measured"),
-        claim=decimal("claimed"),
+        value=text("measured, a decimal where it is a number"),
+        claim=text("claimed, likewise"),
         ceiling=text("largest value that the check could have shown; empty if none"),
     )
     check = obj(

@@ -1,8 +1,9 @@
 """Who could learn something, and how much noise stands between them and a record: the rows of the trust table.
 
 A row is an adversary with the number of noise shares that it does not know. Under R1 each client adds the whole noise
-alone: one share of one, for everybody. Where the noise is the sum of shares, an adversary that knows some of them sees
-less: the row's standard deviation is that of the remaining shares, rounded down to whole grid steps.
+alone: one share of one, for everybody. Under R2 the noise is the sum of shares, and who knows or strips off some of
+them sees less: the row's standard deviation is that of the remaining shares, rounded down to whole grid steps. The part
+of δ that is kept for refusals (SPEC 10.8) is kept in every row.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class Adversary:
         against: Whose records it is after.
         knows: What it sees, and which noise it knows.
         declared: Within the declared threat model; the headline is the worst of these rows.
-        shares: (noise shares that it does not know, shares that the charge counts); None: no guarantee.
+        shares: (noise shares of this task that it does not know, shares that the charge counts); None: no guarantee.
     """
 
     id: str
@@ -35,22 +36,42 @@ class Adversary:
     declared: bool
     shares: tuple[int, int] | None
 
+    def sees(self, mechanism: SampledGaussian, of_this_task: bool) -> SampledGaussian:
+        """The mechanism with the noise that is left for it.
+
+        Of another task only the number of shares counted is known: then nothing beyond it is counted on.
+        """
+        if mechanism.shares == 1 or self.shares is None:
+            return mechanism
+        counted = mechanism.shares
+        unknown = {"other-client": counted - 1, "aggregation-broken": 1}.get(self.id, counted)
+        if of_this_task:
+            unknown = self.shares[0]
+        return replace(mechanism, noise_steps=isqrt(mechanism.noise_steps**2 * unknown // counted))
+
 
 def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
     """The rows for this manifest, in the order in which people read them."""
     a = manifest["aggregation"]
-    corrupt = a["max_corrupt"]
+    cohort, corrupt = a["min_cohort"], a["max_corrupt"]
+    counted = cohort - corrupt if manifest["privacy"]["protocol"] == "R2" else 1
     every, others = "the records of every silo", "the records of every silo but its own"
     colluders = "1 client" if corrupt == 1 else f"{corrupt} clients"
+
+    def shares(unknown: int) -> tuple[int, int]:
+        return WHOLE if counted == 1 else (unknown, counted)
+
     return (
-        Adversary("recipient", "recipient of the final adapter", every, "every released sum and model", True, WHOLE),
+        Adversary(
+            "recipient", "recipient of the final adapter", every, "every released sum and model", True, shares(cohort)
+        ),
         Adversary(
             "honest-but-curious-server",
             "honest-but-curious server",
             every,
             "all messages; keeps to the protocol",
             True,
-            WHOLE,
+            shares(cohort),
         ),
         Adversary(
             "malicious-server",
@@ -58,10 +79,15 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
             f"{every} that does not collude",
             "all messages, and what the colluding clients know; breaks the protocol at will",
             True,
-            WHOLE,
+            shares(counted),
         ),
         Adversary(
-            "other-client", "one other client", others, "every released sum and model, and its own noise", True, WHOLE
+            "other-client",
+            "one other client",
+            others,
+            "every released sum and model, and its own noise",
+            True,
+            shares(cohort - 1),
         ),
         Adversary(
             "aggregation-broken",
@@ -69,7 +95,7 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
             others,
             "every single upload: all masks are lost",
             False,
-            WHOLE,
+            shares(1),
         ),
         Adversary(
             "own-operator",
@@ -80,11 +106,3 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
             None,
         ),
     )
-
-
-def remaining(mechanism: SampledGaussian, shares: tuple[int, int]) -> SampledGaussian:
-    """The mechanism with the noise that is left; the standard deviation rounds down."""
-    unknown, counted = shares
-    if unknown == counted:
-        return mechanism
-    return replace(mechanism, noise_steps=isqrt(mechanism.noise_steps**2 * unknown // counted))

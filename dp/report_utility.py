@@ -68,9 +68,7 @@ def mean(scores: Sequence[Score]) -> Score:
 def utility(d: Derived) -> Group:
     """The group."""
     results = d.facts["utility"]
-    trained = {
-        r["steps_per_client"] * d.training["expected_batch"] for r in results if r["method"] not in NOT_TRAINED_IN_STEPS
-    }
+    trained = {_samples(d, r) for r in results if r["method"] not in NOT_TRAINED_IN_STEPS}
     hospitals = [_hospital(d, k) for k in sorted(d.names)] if results else []
     return {
         "status": "measured" if results else NOT_MEASURED,
@@ -86,6 +84,12 @@ def utility(d: Derived) -> Group:
     }
 
 
+def _samples(d: Derived, r: Result) -> int:
+    """Expected records per client; under R2 the public divisor is that of all clients together."""
+    sharing = d.aggregation["num_clients"] if d.privacy["protocol"] == "R2" else 1
+    return int(r["steps_per_client"] * d.training["expected_batch"] // sharing)
+
+
 def _method(d: Derived, r: Result) -> Group:
     figures, total = score(r), sum(map(sum, r["confusion"]))
     return {
@@ -94,7 +98,7 @@ def _method(d: Derived, r: Result) -> Group:
         "name": "" if r["client_id"] is None else d.names[r["client_id"]],
         "test_client_id": r["test_client_id"],
         "seed": r["seed"],
-        "samples_per_client": r["steps_per_client"] * d.training["expected_batch"],
+        "samples_per_client": _samples(d, r),
         "test_records": total,
         "correct": sum(row[i] for i, row in enumerate(r["confusion"])),
         "twice_wins": r["twice_wins"],

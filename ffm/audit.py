@@ -12,8 +12,9 @@ planted records alone, so an audit spends nothing of anybody's privacy budget, a
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +25,13 @@ from dp.audit_ledger import Claim, check_accountant, check_ledger, check_records
 from dp.audit_planted import Claimed, Effort, controls, planted_checks
 from dp.errors import AuditError
 from dp.events import SampledGaussian
+from dp.mechanism import GaussianMechanism
 from dp.sampling import SEED_BYTES, Csprng
 from ffm.audit_encoding import check_encoding
 from ffm.audit_leakage import check_leakage
 from ffm.audit_model import Planted, check_generator, check_membership, check_model, check_processes
 from ffm.audit_pipeline import CanaryTraining
+from ffm.audit_rounds import check_rounds, honest_shares
 from ffm.client_run import budget_of, round_charge
 from ffm.data import read_records
 from ffm.demo import prepare
@@ -63,11 +66,11 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
         AuditError: E702, the manifest adds no noise. ModelError, DataError: the subject cannot be loaded.
     """
     manifest = subject.manifest
-    if manifest.privacy.protocol != "R1":
+    if manifest.privacy.protocol == "none":
         raise AuditError(
             "a task without differential privacy has no privacy claim to audit",
             found=f"protocol {manifest.privacy.protocol}",
-            expected="R1",
+            expected="R1 or R2",
             do="set privacy.protocol in the task's settings",
             code="E702",
         )
@@ -81,6 +84,9 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
     say("ledger, budget and accountant")
     findings += guarded("books", lambda: _books(subject))
     findings += check_encoding(manifest.secagg_params(), rng.take)
+    if manifest.privacy.protocol == "R2":
+        say("rounds of the smallest sum, through encoding and masks")
+        findings += guarded("rounds", lambda: check_rounds(manifest, effort.round_values, rng))
     say("negative controls")
     findings += controls(canaries, claimed, rng)
     say("leakage of one update")
@@ -93,11 +99,7 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
 def claim_of(manifest: Manifest) -> Claimed:
     """What the signed manifest says of every step."""
     p = manifest.privacy
-    plan = plan_of(manifest)
-    mechanism = plan.mechanism
-    if mechanism is None:
-        raise AuditError("a task without noise has no privacy claim to audit", expected="R1", code="E702")
-    mechanism = replace(mechanism, scale=p.scale, clip_steps=p.clip_steps, noise_steps=p.noise_steps)
+    mechanism = GaussianMechanism(p.scale, p.clip_steps, p.noise_steps, honest_shares(manifest))
     return Claimed(mechanism, (p.sampling_numerator, p.sampling_denominator), Decimal(p.delta))
 
 
@@ -135,8 +137,8 @@ def claim_of_books(manifest: Manifest) -> Claim:
     """What a client charges, and what its training process runs, both by the code that does it."""
     plan = plan_of(manifest)
     m = claim_of(manifest).mechanism if plan.mechanism is None else plan.mechanism
-    q = manifest.privacy.sampling_probability
-    running = SampledGaussian(plan.steps, q, m.noise_steps, m.clip_steps)
+    q, person = Fraction(plan.sampling_numerator, plan.sampling_denominator), manifest.privacy.records_per_person
+    running = SampledGaussian(plan.steps, q, m.noise_steps, m.clip_steps, honest_shares(manifest), person)
     return Claim(partial(round_charge, manifest), budget_of(manifest), running, manifest.privacy.max_records)
 
 

@@ -133,7 +133,8 @@ def check_leakage(base_model: Path, labels: Sequence[str], plan: DpSgdPlan, rng:
         return []
     total = len(victim.tokens)
     plain = update_of(victim, replace(plan, mechanism=None), rng)
-    noised = update_of(victim, plan, rng)
+    whole = None if plan.mechanism is None else replace(plan.mechanism, shares=1)  # of R2: with the noise of a sum
+    noised = update_of(victim, replace(plan, mechanism=whole), rng)
     found = recovered(victim, plain)
     without, masked = (recovered(victim, _sent(plain, masks, rng)) for masks in (0, 1))
     blind = "stronger attacks, other layers; a weak attack is no proof"

@@ -77,7 +77,7 @@ def check_model(planted: Planted, claimed: Claimed) -> list[Finding]:
     # Kernels of another shape: two grid steps a coordinate at most, as tests/test_training.py keeps it.
     slack = 2 * math.sqrt(size)
     findings = check_neighbours(pipeline, claim, (_BACKGROUND, _JOINERS), "model", slack)
-    tally = NoiseTally(claim, {"the model's gradient": slice(0, size)})
+    tally = NoiseTally(claimed.deviation, {"the model's gradient": slice(0, size)})
     tally.add(pipeline.run(_BACKGROUND, 6, True, Csprng(_STREAM)))
     return findings + [replace(f, name=f.name.replace("noise:", "model's noise:")) for f in tally.findings()]
 
@@ -114,8 +114,9 @@ def check_processes(manifest: Manifest, base_model: Path, folder: Path) -> list[
         start = np.zeros(manifest.adapter.size, dtype=np.float32)
         for _ in range(2):
             with handed_gradients(training.model, hold=False) as handed:
-                training.update(start)
-            seen.append(handed)
+                update = training.update(start)
+            # Under R2 there is no optimizer at the client: its update is the noised sum itself.
+            seen.append(handed or [update.astype(np.float64)])
     firsts = [np.concatenate(steps) for steps in seen]
     pairs = [(a, b) for a in range(len(firsts)) for b in range(a)]
     equal = max(float(np.mean(firsts[a] == firsts[b])) for a, b in pairs if firsts[a].shape == firsts[b].shape)
@@ -145,14 +146,15 @@ def check_membership(planted: Planted, claimed: Claimed, steps: int, rng: Csprng
     members = np.unpackbits(np.frombuffer(rng.take(-(-count // 8)), dtype=np.uint8))[:count].astype(np.bool_)
     chosen = {name: tensor[torch.from_numpy(np.flatnonzero(members))] for name, tensor in planted.dataset.items()}
     start = [p.detach().clone() for p in planted.model.parameters() if p.requires_grad]
+    whole = replace(claimed.mechanism, shares=1)  # of R2: with all the noise of a sum
     try:
-        train(planted.model, chosen, replace(planted.plan, steps=steps), rng)
+        train(planted.model, chosen, replace(planted.plan, steps=steps, mechanism=whole), rng)
         scores = -_losses(planted.model, planted.dataset)
     finally:
         with torch.no_grad():
             for p, value in zip((p for p in planted.model.parameters() if p.requires_grad), start, strict=True):
                 p.copy_(value)
-    epsilons, deltas, spent = claimed_curve(claimed, steps)
+    epsilons, deltas, spent = claimed_curve(replace(claimed, mechanism=whole), steps)
     told = spent, f"{steps} steps, δ = {claimed.delta:f}"
     found = check_guesses("", Game(scores, members), curve_wrong(epsilons, deltas), told, float(claimed.delta))
     return replace(

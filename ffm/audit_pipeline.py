@@ -21,7 +21,7 @@ from dp.audit import Canary, Integers, Reals, Trace
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng
-from dp.training import DpSgdPlan, train
+from dp.training import DpSgdPlan, noised_sum, train
 from protocol.manifest import AdapterSpec
 
 MOST_ROWS: Final = 2048  # canary directions
@@ -78,15 +78,22 @@ def handed_gradients(model: nn.Module, hold: bool) -> Iterator[list[Reals]]:
 
 
 def watched(model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, hold: bool = True) -> Trace:
-    """`dp.training.train`, watched. Raises PrivacyError for a plan without noise: there is nothing to audit."""
+    """`dp.training.train`, or where noise comes in shares `noised_sum` step after step, watched.
+
+    Raises PrivacyError for a plan without noise: there is nothing to audit.
+    """
     if plan.mechanism is None:
         raise PrivacyError("a pipeline without noise has no privacy claim", expected="protocol R1", code="E702")
     m = plan.mechanism
-    noting = _Noting(m.scale, m.clip_steps, m.noise_steps)
-    with handed_gradients(model, hold) as handed:
-        train(model, dataset, replace(plan, mechanism=noting), rng)
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    unit = float(plan.expected_batch * m.scale)
+    noting = _Noting(m.scale, m.clip_steps, m.noise_steps, m.shares)
+    size, unit = sum(p.numel() for p in model.parameters() if p.requires_grad), 1.0
+    if m.shares > 1:
+        once = replace(plan, mechanism=noting, steps=1)
+        handed = [noised_sum(model, dataset, once, rng).astype(np.float64) for _ in range(plan.steps)]
+    else:
+        with handed_gradients(model, hold) as handed:
+            train(model, dataset, replace(plan, mechanism=noting), rng)
+        unit = float(plan.expected_batch * m.scale)
     return Trace(
         np.array(noting.sums, dtype=np.int64).reshape(-1, size),
         np.array(noting.released, dtype=np.int64).reshape(-1, size),

@@ -29,7 +29,6 @@ from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
 from protocol.effects import Charge, Effects, Persist, Send, SpentRecord, Upload, UploadCiphertext, UploadRecord
-from protocol.encrypted import CIPHERTEXT_CHUNK
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import Announcement, AttemptAborted, Finished, RoundResult, ServerMessage, Statement, Withdraw
@@ -82,12 +81,6 @@ def statement_body(setup: ClientSetup, ledger: PrivacyLedger) -> dict[str, Any]:
             for row in ledger.rows()
         ],
     }
-
-
-def _slices(data: bytes, first: int) -> Iterator[bytes]:
-    """Chunks of an encrypted upload from index `first` on."""
-    for start in range(first * CIPHERTEXT_CHUNK, len(data), CIPHERTEXT_CHUNK):
-        yield data[start : start + CIPHERTEXT_CHUNK]
 
 
 @dataclass(slots=True)
@@ -338,7 +331,7 @@ class ClientRun:
                 case Upload(header, words):
                     self._heed(await self._rpc.upload(header, partial(self._pieces, words), self.upload_limit))
                 case UploadCiphertext(header, data):
-                    self._heed(await self._rpc.upload(header, partial(_slices, data), self.upload_limit))
+                    self._heed(await self._rpc.upload(header, partial(self._slices, data), self.upload_limit))
                 case _:
                     raise AssertionError(f"a client session has no effect {type(effect).__name__}")
 
@@ -352,6 +345,12 @@ class ClientRun:
     def _pieces(self, words: Words, first: int) -> Iterator[bytes]:
         """Chunks of an upload from index `first` on."""
         return islice(chunks(words, self._setup.params), first, None)
+
+    def _slices(self, data: bytes, first: int) -> Iterator[bytes]:
+        """Chunks of an encrypted upload from index `first` on."""
+        size = 8 * self._setup.params.chunk_words
+        for start in range(first * size, len(data), size):
+            yield data[start : start + size]
 
     def _heed(self, receipt: Receipt) -> None:
         """Late or refused: this attempt goes on without us. What was charged stays charged; the next round counts."""

@@ -48,7 +48,7 @@ from secagg.signing import SigningKey, VerifyKey
 
 OWNER_KEY, AUTHORITY_KEY = "owner.key", "ca.key"
 CONSORTIUM, MEMBERS = "consortium.json", "members"
-SERVER_ID = 0  # in members/NAME.json; clients have their ClientId there
+SERVER_ID, DECRYPTOR_ID = 0, -1  # in members/NAME.json; clients have their ClientId there
 
 
 class ServerConfig(StrictModel):
@@ -61,11 +61,13 @@ class ServerConfig(StrictModel):
 
 
 class ConsortiumConfig(StrictModel):
-    """`consortium.toml`: who takes part. `task` is a path to the task's settings, relative to the file."""
+    """`consortium.toml`: who takes part. `task` is a path to the task's settings, relative to the file; `decryptor` the
+    name of the one that opens encrypted sums, where the task encrypts."""
 
     consortium: Annotated[str, Field(min_length=1, max_length=200)]
     task: Annotated[str, Field(min_length=1)]
     server: ServerConfig
+    decryptor: PeerName | None = None
     clients: Annotated[tuple[PeerName, ...], Field(min_length=3, max_length=256)]
 
 
@@ -74,13 +76,18 @@ class ConsortiumFile(StrictModel):
 
     consortium: str
     server: ServerConfig
+    decryptor: PeerName | None = None
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes."""
+        return signed.canonical(self.model_dump(mode="json", exclude_none=True))
 
 
 class MemberRecord(StrictModel):
     """`members/NAME.json`: what the owner approved."""
 
     name: PeerName
-    member_id: Annotated[int, Field(ge=SERVER_ID, le=65535)]
+    member_id: Annotated[int, Field(ge=DECRYPTOR_ID, le=65535)]
     identity_key: Hex32
     tls_key_sha256: Hex32
 
@@ -108,6 +115,7 @@ class Consortium:
     server: Path
     clients: Mapping[str, Path]
     owner_key: VerifyKey
+    decryptor: Path | None = None
 
 
 def read_config(path: Path) -> ConsortiumConfig:
@@ -117,7 +125,7 @@ def read_config(path: Path) -> ConsortiumConfig:
         DocumentError: E305 for an unknown or malformed entry, E319 or E354 for the file, E355 for a name used twice.
     """
     config = parse_model(ConsortiumConfig, path.name, read_toml(path))
-    names = [config.server.name, *config.clients]
+    names = names_of(config)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DocumentError(
@@ -147,7 +155,7 @@ def create_owner(folder: Path, file: ConsortiumFile, now: datetime, passphrase: 
     write_tls_key(folder / AUTHORITY_KEY, owner.authority.key, passphrase)
     write_new(folder / OWNER, verify_key_pem(owner.key.verify_key))
     write_new(folder / AUTHORITY, pki.pem(owner.authority.certificate))
-    write_new(folder / CONSORTIUM, signed.canonical(file.model_dump(mode="json")))
+    write_new(folder / CONSORTIUM, file.to_bytes())
     private_folder(folder / MEMBERS)
     return owner
 
@@ -172,8 +180,9 @@ def load_owner(folder: Path, passphrase: bytes | None = None) -> Owner:
 def approve(owner: Owner, request: JoinRequest, now: datetime) -> MemberRecord:
     """Issue a leaf to a site whose request was verified and whose fingerprint was compared by phone.
 
-    The one called like the configured server becomes the server; everybody else becomes the next client. Asked again
-    with the same keys, the member keeps its id and gets a fresh leaf (renewal).
+    The one called like the configured server becomes the server, the one called like the configured decryptor becomes
+    the decryptor; everybody else becomes the next client. Asked again with the same keys, the member keeps its id and
+    gets a fresh leaf (renewal).
 
     Raises:
         DocumentError: E322 for an unusable request, E356 if a member of that name has other keys.
@@ -186,7 +195,7 @@ def approve(owner: Owner, request: JoinRequest, now: datetime) -> MemberRecord:
     leaf = pki.issue_leaf(owner.authority, csr, (request.name, usage, hosts), now)
     record = MemberRecord(
         name=request.name,
-        member_id=SERVER_ID if usage is pki.Usage.SERVER else known.member_id if known else _next_id(owner, members),
+        member_id=_member_id(owner, members, request.name),
         identity_key=request.identity_key,
         tls_key_sha256=pki.spki_sha256(leaf),
     )
@@ -205,7 +214,7 @@ def approve(owner: Owner, request: JoinRequest, now: datetime) -> MemberRecord:
 
 def remove(owner: Owner, name: str) -> None:
     """Take a client out of the next roster; its id is not given away again. Raises DocumentError E356."""
-    record = next((m for m in _members(owner) if m.name == name and m.member_id != SERVER_ID), None)
+    record = next((m for m in _members(owner) if m.name == name and m.member_id > SERVER_ID), None)
     if record is None:
         raise DocumentError(f"there is no client {name}", expected="the name of an approved client", code="E356")
     (owner.folder / MEMBERS / f"{name}.json").rename(owner.folder / MEMBERS / f"{record.member_id}.removed")
@@ -225,15 +234,17 @@ def publish(owner: Owner, manifest: Manifest) -> Roster:
             "no server has joined", expected=f"an approved request of {owner.file.server.name}", code="E356"
         )
     entry = servers[0]
+    second = next((m for m in members if m.member_id == DECRYPTOR_ID), None)
     last = _last_roster(owner)
     roster = Roster(
         consortium=owner.file.consortium,
         version=last.version if last else 1,
-        server=Peer(name=entry.name, identity_key=entry.identity_key, tls_key_sha256=entry.tls_key_sha256),
+        server=_peer(entry),
+        decryptor=None if second is None else _peer(second),
         clients=tuple(
             Member(name=m.name, identity_key=m.identity_key, tls_key_sha256=m.tls_key_sha256, client_id=m.member_id)
             for m in members
-            if m.member_id != SERVER_ID
+            if m.member_id > SERVER_ID
         ),
     )
     fitting(roster, manifest)
@@ -293,10 +304,18 @@ def create_consortium(
             code="E355",
         )
     now = datetime.now(UTC)
-    file = ConsortiumFile(consortium=config.consortium, server=config.server)
+    if manifest.aggregation.encryption is not None and config.decryptor is None:
+        raise DocumentError(
+            "the task encrypts, and nobody is named to decrypt",
+            found=f"assurance {manifest.aggregation.assurance!r}",
+            expected="a decryptor that is neither the server nor a client",
+            do='add decryptor = "NAME" to consortium.toml',
+            code="E355",
+        )
+    file = ConsortiumFile(consortium=config.consortium, server=config.server, decryptor=config.decryptor)
     private_folder(folder)
     owner = create_owner(folder / "owner", file, now, passphrase)
-    sites = {name: folder / "sites" / name for name in (config.server.name, *config.clients)}
+    sites = {name: folder / "sites" / name for name in names_of(config)}
     private_folder(folder / "sites")
     for name, site in sites.items():
         create_site(site, name)
@@ -305,7 +324,8 @@ def create_consortium(
     for name, site in sites.items():
         accept(site, welcome(owner, name), owner.fingerprint)
     server = sites.pop(config.server.name)
-    return Consortium(owner.folder, server, sites, owner.key.verify_key)
+    decryptor = None if config.decryptor is None else sites.pop(config.decryptor)
+    return Consortium(owner.folder, server, sites, owner.key.verify_key, decryptor)
 
 
 # -- small parts ----------------------------------------------------------------------------------------------------
@@ -316,6 +336,25 @@ def _members(owner: Owner) -> list[MemberRecord]:
     paths = sorted((owner.folder / MEMBERS).glob("*.json"))
     records = [parse_model(MemberRecord, path.name, read_public(path)) for path in paths]
     return sorted(records, key=lambda record: record.member_id)
+
+
+def names_of(config: ConsortiumConfig) -> tuple[str, ...]:
+    """Every member: the server, the decryptor if there is one, the clients."""
+    second = () if config.decryptor is None else (config.decryptor,)
+    return (config.server.name, *second, *config.clients)
+
+
+def _peer(record: MemberRecord) -> Peer:
+    return Peer(name=record.name, identity_key=record.identity_key, tls_key_sha256=record.tls_key_sha256)
+
+
+def _member_id(owner: Owner, members: list[MemberRecord], name: str) -> int:
+    if name == owner.file.server.name:
+        return SERVER_ID
+    if name == owner.file.decryptor:
+        return DECRYPTOR_ID
+    known = next((m for m in members if m.name == name), None)
+    return known.member_id if known else _next_id(owner, members)
 
 
 def _next_id(owner: Owner, members: list[MemberRecord]) -> int:

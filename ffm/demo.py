@@ -26,6 +26,7 @@ from protocol.manifest import Manifest
 from secagg.types import ClientId
 
 HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
+DECRYPTOR_NAME = "auditor"
 VICTIM = ClientId(3)
 KILL_ROUND = 2
 SLOW_UPLOAD = 12_000  # bytes per second for the victim's first process, so that its upload can be caught half-way
@@ -62,6 +63,7 @@ def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
         consortium=f"{settings.task} example",
         task="settings",
         server=ServerConfig(host="127.0.0.1", port=free_port()),
+        decryptor=None if manifest.aggregation.encryption is None else DECRYPTOR_NAME,
         clients=names,
     )
     made = create_consortium(config, run / "consortium", manifest)
@@ -116,6 +118,9 @@ class Play:
                 "server",
                 ["server", str(self._layout.consortium.server), "--run", str(self._layout.run), "--grace-seconds", "5"],
             )
+            decryptor = self._layout.consortium.decryptor
+            if decryptor is not None:
+                await self._start(DECRYPTOR_NAME, ["decryptor", str(decryptor)])
             for client, name in self._names.items():
                 limit = ["--upload-limit", str(SLOW_UPLOAD)] if client == VICTIM else []
                 await self._start_client(name, limit)

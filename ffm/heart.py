@@ -83,6 +83,11 @@ def ill(row: Row) -> bool:
     return row["num"] != "0"
 
 
+def labels(patients: Sequence[Row]) -> NDArray[np.int64]:
+    """1 for the ill."""
+    return np.array([int(ill(row)) for row in patients], dtype=np.int64)
+
+
 def text(row: Row) -> str:
     """A patient in words; what was not measured is left out."""
     parts = [_WORDS[name][row[name]] for name in ("sex", "cp", "exang") if row[name]]
@@ -139,7 +144,7 @@ def table(patients: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.int6
         for name, words in _WORDS.items():
             values += [float(row[name] == word) for word in words]
         columns.append(values)
-    return np.array(columns), np.array([int(ill(row)) for row in patients], dtype=np.int64)
+    return np.array(columns), labels(patients)
 
 
 def _number(row: Row, column: str) -> float | None:

@@ -32,6 +32,7 @@ from ffm.site import (
     Host,
     PeerName,
     Port,
+    Role,
     fitting,
     own_entry,
 )
@@ -187,7 +188,8 @@ def accept(folder: Path, welcome: bytes, owner_fingerprint: str) -> None:
             do="put the own tls.key back, or send this folder's request.json to the owner again",
             code="E316",
         )
-    usage = pki.Usage.CLIENT if isinstance(me, Member) else pki.Usage.SERVER
+    role: Role = "client" if isinstance(me, Member) else "server" if me == roster.server else "decryptor"
+    usage = pki.Usage.SERVER if role == "server" else pki.Usage.CLIENT  # a decryptor dials, as a client does
     identity = pki.TlsIdentity(leaf, authority, key)
     pki.check_own_certificate(identity, roster, me.name, usage, leaf.not_valid_before_utc)
     files = {
@@ -201,9 +203,9 @@ def accept(folder: Path, welcome: bytes, owner_fingerprint: str) -> None:
     }
     for name, data in files.items():
         replace_public(folder / name, data)
-    settings = folder / f"{usage.value}.toml"
+    settings = folder / f"{role}.toml"
     if not settings.exists():
-        write_new(settings, _settings_toml(me.name, message, usage))
+        write_new(settings, _settings_toml(me.name, message, role))
 
 
 def _check_successor(new: Roster, old: Roster) -> None:
@@ -217,13 +219,13 @@ def _check_successor(new: Roster, old: Roster) -> None:
         )
 
 
-def _settings_toml(name: str, welcome: Welcome, usage: pki.Usage) -> bytes:
+def _settings_toml(name: str, welcome: Welcome, role: Role) -> bytes:
     rows: dict[str, str | int] = {
         "name": name,
         "server_host": welcome.server_host,
         "server_port": welcome.server_port,
     }
-    if usage is pki.Usage.CLIENT:
+    if role == "client":
         rows |= {"data": "records.csv", "device": "cpu"}
     lines = ["# Settings of this site alone. What is computed stands in manifest.json, signed by the owner."]
     lines += [f"{key} = {json.dumps(value)}" for key, value in rows.items()]

@@ -18,9 +18,14 @@ def auc(scores: Reals, labels: Labels) -> float:
 
 def accuracy_at_share(scores: Reals, labels: Labels, share: float) -> float:
     """Accuracy where the highest `share` of the scores is called positive: a threshold that no label chose."""
+    return float((called_at_share(scores, share) == labels).mean())
+
+
+def called_at_share(scores: Reals, share: float) -> Labels:
+    """1 for the highest `share` of the scores, 0 for the others."""
     called = np.zeros(len(scores), dtype=np.int64)
     called[np.argsort(-scores, kind="stable")[: round(share * len(scores))]] = 1
-    return float((called == labels).mean())
+    return called
 
 
 def logistic_regression(features: Reals, labels: Labels, penalty: float = 1.0) -> "Logistic":

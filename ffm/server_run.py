@@ -185,7 +185,7 @@ class ServerRun:
         round_, attempt = max(known)
         # Where a row was written clients may have signed: the round is spent, whatever became of it.
         rows = [facts.round for facts in self.state.rounds if facts.ledger_row is not None]
-        opened = max([self._journal.ledger.last_round, *rows])
+        opened = max([self._journal.spent_round, *rows])
         if round_ > opened and attempt + 1 < ATTEMPTS_PER_ROUND:
             key = (round_, attempt + 1)
         else:

@@ -7,7 +7,7 @@
 | `tls.pem`, `ca.pem` | own leaf and the authority that issued it | public |
 | `owner.pub` | the pinned key of the owner | public |
 | `roster.json`, `.sig`, `manifest.json`, `.sig` | what the owner signed | public |
-| `server.toml` or `client.toml` | settings of this site alone: addresses, paths, device | public |
+| `server.toml`, `decryptor.toml` or `client.toml` | settings of this site alone: addresses, paths, device | public |
 
 | code | meaning |
 |---|---|
@@ -49,6 +49,9 @@ PeerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+Role = Literal["server", "decryptor", "client"]
+ROLES: tuple[Role, ...] = ("server", "decryptor", "client")
+
 D = TypeVar("D")
 
 
@@ -68,7 +71,7 @@ class Site:
     """A loaded and verified site folder. No field shows a secret."""
 
     folder: Path
-    role: Literal["server", "client"]
+    role: Role
     settings: SiteSettings
     identity: SigningKey
     tls: pki.TlsIdentity
@@ -139,13 +142,23 @@ def load_site(folder: Path) -> Site:
 
 
 def fitting(roster: Roster, manifest: Manifest) -> None:
-    """Raises DocumentError E354 unless the manifest is for as many clients as the roster has."""
+    """Raises DocumentError E354 unless the manifest is for as many clients as the roster has, and for a decryptor only
+    where there is one."""
     if manifest.aggregation.num_clients != len(roster.clients):
         raise DocumentError(
             "roster and manifest do not fit together",
             found=f"{len(roster.clients)} clients in the roster",
             expected=f"{manifest.aggregation.num_clients}, as in the manifest",
             do="the owner must sign a manifest for this roster",
+            code="E354",
+        )
+    encryption = manifest.aggregation.encryption
+    if encryption is not None and roster.decryptor is None:
+        raise DocumentError(
+            "roster and manifest do not fit together",
+            found=f"assurance {manifest.aggregation.assurance!r}, and no decryptor in the roster",
+            expected="a decryptor that is neither the server nor a client",
+            do="the owner must sign a roster with a decryptor",
             code="E354",
         )
 
@@ -168,7 +181,7 @@ def _document(path: Path, owner: VerifyKey, verify: Callable[[bytes, bytes, Veri
 
 def own_entry(roster: Roster, name: str, identity: SigningKey) -> Peer:
     """The roster entry of `name`, which must hold this identity key. Raises DocumentError E304, E353."""
-    peers: tuple[Peer, ...] = (roster.server, *roster.clients)
+    peers = roster.peers
     me = next((peer for peer in peers if peer.name == name), None)
     if me is None:
         raise DocumentError(
@@ -200,19 +213,19 @@ def read_toml(path: Path) -> bytes:
         ) from None
 
 
-def _read_settings(folder: Path) -> tuple[Literal["server", "client"], SiteSettings]:
-    server, client = folder / "server.toml", folder / "client.toml"
-    if server.exists() == client.exists():
+def _read_settings(folder: Path) -> tuple[Role, SiteSettings]:
+    found = [role for role in ROLES if (folder / f"{role}.toml").exists()]
+    if len(found) != 1:
         raise _no_site(folder)
-    path = server if server.exists() else client
-    return "server" if path == server else "client", parse_model(SiteSettings, path.name, read_toml(path))
+    path = folder / f"{found[0]}.toml"
+    return found[0], parse_model(SiteSettings, path.name, read_toml(path))
 
 
 def _no_site(folder: Path) -> DocumentError:
     return DocumentError(
         f"{folder} is no site's folder",
-        found="not exactly one of client.toml and server.toml",
-        expected="the folder of one server or one client",
+        found="not exactly one of client.toml, server.toml and decryptor.toml",
+        expected="the folder of one server, one client or one decryptor",
         do="secagg init, or accept the owner's welcome first",
         code="E354",
     )

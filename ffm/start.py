@@ -22,14 +22,18 @@ from ffm.site import Site
 from ffm.step import Model, initial_model, model_bytes, parameters_of
 from ffm.training_process import TrainingProcess
 from protocol.client_states import ClientSetup
+from protocol.decryptor import DecryptorSetup
 from protocol.errors import DocumentError, TransportError
 from protocol.messages import Statement
 from protocol.rpc.client import AggregationClient
-from protocol.rpc.journal import ClientJournal, ServerJournal
+from protocol.rpc.decryptor import DecryptorRun
+from protocol.rpc.he_process import HeProcess
+from protocol.rpc.journal import ClientJournal, DecryptorJournal, ServerJournal
 from protocol.rpc.limits import Deadlines
 from protocol.rpc.probe import probe_server
 from protocol.rpc.server import AggregationServer, ServerSetup
-from secagg.types import ClientId
+from secagg.he.scheme import LIBRARY, AdditiveScheme
+from secagg.types import DECRYPTOR, ClientId
 
 POPULATION = "records"
 """One privacy ledger per site: renamed or extended data stay in it."""
@@ -104,7 +108,8 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_first_model, site))
         await rpc.start(*site.address)
         if not resumed:
-            await rpc.wait_connected(site.roster.ids, options.wait_connected_s)
+            second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
+            await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = await run.finish(options.wait_statements_s)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
@@ -128,7 +133,8 @@ async def participate(site: Site, options: ClientOptions, on_event: Event) -> in
     site.check_certificate(datetime.now(UTC))
     state = _state_folder(site)
     digest = site.manifest.digest()
-    setup = ClientSetup(site.client_id, site.identity, site.roster, site.manifest, site.manifest.secagg_params())
+    documents = (site.roster, site.manifest, site.manifest.secagg_params())
+    setup = ClientSetup(site.client_id, site.identity, *documents, _scheme(site))
     with PrivacyLedger.open(
         state / "ledger" / f"{POPULATION}.sqlite", silo=site.settings.name, population=POPULATION
     ) as ledger:
@@ -149,6 +155,58 @@ async def participate(site: Site, options: ClientOptions, on_event: Event) -> in
                     return await run.run()
         finally:
             journal.close()
+
+
+async def decrypt(site: Site, on_event: Event) -> int:
+    """Open the sums of the site's task until the server ends it; how many were opened.
+
+    Raises:
+        DocumentError, TransportError, ProtocolError, LedgerError, SecAggError: As named, each with what to do.
+    """
+    _require_role(site, "decryptor")
+    site.check_certificate(datetime.now(UTC))
+    if site.manifest.aggregation.encryption is None:
+        raise DocumentError(
+            "this task encrypts nothing",
+            found=f"assurance {site.manifest.aggregation.assurance!r}",
+            expected='"dual" or "he"',
+            do="nothing need run here",
+            code="E357",
+        )
+    _check_library(site)
+    state, digest = _state_folder(site), site.manifest.digest()
+    setup = DecryptorSetup(site.identity, site.roster, site.manifest, site.manifest.secagg_params())
+    journal = DecryptorJournal(state / f"journal-{digest.hex()[:16]}.sqlite", digest)
+    try:
+        await _reachable(site)
+        async with AggregationClient(*site.address, site.tls, _waiting(on_event)) as rpc:
+            run = DecryptorRun(setup, rpc, journal, HeProcess.spawn)
+            run.on_event = on_event
+            return await run.run()
+    finally:
+        journal.close()
+
+
+def _scheme(site: Site) -> AdditiveScheme | None:
+    """How this client encrypts; the native library is loaded only where the manifest asks for it."""
+    if site.manifest.aggregation.encryption is None:
+        return None
+    _check_library(site)
+    from secagg.he.bfv import Bfv
+
+    return Bfv()
+
+
+def _check_library(site: Site) -> None:
+    encryption = site.manifest.aggregation.encryption
+    if encryption is not None and encryption.library != LIBRARY:
+        raise DocumentError(
+            "the manifest names another HE library",
+            found=encryption.library,
+            expected=f"{LIBRARY}, whose formats this version reads",
+            do="install the version of secagg that the owner used, or ask for a new manifest",
+            code="E357",
+        )
 
 
 async def _reachable(site: Site, patience_s: float = 60.0) -> None:

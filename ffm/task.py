@@ -23,6 +23,7 @@ from ffm.models import base_model_spec, load_classifier, locate
 from ffm.plan import attempt_mechanism
 from protocol.manifest import AggregationSpec, DecimalString, Manifest, Name, Positive, PrivacySpec, TrainingSpec
 from protocol.roster import StrictModel
+from secagg.he.scheme import LIBRARY, widest_limbs
 
 GENERIC_TARGETS = ("query", "value")  # names of BERT and RoBERTa; another architecture needs a section of its own
 
@@ -116,6 +117,16 @@ class AggregationSettings(StrictModel):
     min_cohort: Annotated[int, Field(ge=3)]
     slots_per_word: Annotated[int, Field(ge=2, le=4)]
     chunk_words: Annotated[int, Field(ge=16, le=65536)]
+    assurance: Annotated[str, Field(pattern="^(masking|dual|he)$")] = "masking"
+    limb_bits: Annotated[int, Field(ge=16, le=32)] | None = None  # None: the widest that num_clients allows
+
+    def spec(self) -> dict[str, Any]:
+        """The same in the manifest's words."""
+        plain = self.model_dump(exclude={"limb_bits"})
+        if self.assurance == "masking":
+            return plain
+        bits = widest_limbs(self.num_clients) if self.limb_bits is None else self.limb_bits
+        return {**plain, "encryption": {"scheme": "bfv", "limb_bits": bits, "library": LIBRARY}}
 
 
 class TaskSettings(StrictModel):
@@ -189,6 +200,15 @@ def load_settings(path: Path) -> TaskSettings:
         return TaskSettings.model_validate(_tuples(raw))
     except ValidationError as error:
         raise _invalid(f"{path.name} has an invalid setting", error) from None
+
+
+def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:
+    """The same task under another assurance. Raises DataError E515 for one that there is not."""
+    body = {**settings.aggregation.model_dump(), "assurance": assurance}
+    try:
+        return settings.model_copy(update={"aggregation": AggregationSettings.model_validate(body)})
+    except ValidationError as error:
+        raise _invalid("the assurance cannot be had", error) from None
 
 
 def check_budget(privacy: PrivacySpec, planned: SampledGaussian) -> None:
@@ -266,11 +286,10 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
     )
     aggregation = AggregationSpec.model_validate(
         {
-            "assurance": "masking",
             "cipher": "aes-256-ctr",
             "scale": chosen.aggregation_scale,
             "bound": chosen.aggregation_bound,
-            **settings.aggregation.model_dump(),
+            **settings.aggregation.spec(),
         }
     )
     manifest = Manifest(

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from protocol.encrypted import CIPHERTEXT_CHUNK, EncryptedInput, OpenedSum
+from protocol.encrypted import EncryptedInput, OpenedSum
 from protocol.messages import ClientMessage, LedgerRow, MaskedInput, ServerMessage, UploadHeader
 from secagg.encoding import Values, Words
 from secagg.labels import ENCRYPTED_INPUT, MASKED_INPUT, OPENED_SUM
@@ -61,7 +61,15 @@ class OpeningRecord:
     hash_u3: bytes
 
 
-Record = JoinRecord | SpentRecord | ReleaseRecord | UploadRecord | OpeningRecord
+@dataclass(frozen=True, slots=True)
+class ListRecord:
+    """Server journal, assurance "he" only: the list of hashes is about to be sent; whoever uploads spends the round."""
+
+    round: int
+    attempt: int
+
+
+Record = JoinRecord | SpentRecord | ReleaseRecord | ListRecord | UploadRecord | OpeningRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class UploadCiphertext:
-    """Send the header, then `data` in chunks of CIPHERTEXT_CHUNK bytes; replayable bit by bit."""
+    """Send the header, then `data` in chunks of 8 * chunk_words bytes; replayable bit by bit."""
 
     header: EncryptedInput
     data: bytes = field(repr=False)
@@ -147,7 +155,7 @@ def upload_shape(header: UploadHeader, params: SecAggParams) -> UploadShape:
         case OpenedSum():
             return UploadShape(OPENED_SUM, header.input_digest, 8 * header.total_words, 8 * params.chunk_words)
         case EncryptedInput():
-            return UploadShape(ENCRYPTED_INPUT, header.input_digest, header.total_bytes, CIPHERTEXT_CHUNK)
+            return UploadShape(ENCRYPTED_INPUT, header.input_digest, header.total_bytes, 8 * params.chunk_words)
     assert_never(header)
 
 

@@ -25,7 +25,6 @@ HASH_BYTES: Final = 32
 MAX_KEY: Final = 132 * 1024  # bytes of the decryptor's public key
 MAX_BLOCK: Final = 66_048  # bytes of one ciphertext: two polynomials of 4096 coefficients, and room for their frame
 LENGTH_BYTES: Final = 4
-CIPHERTEXT_CHUNK: Final = 512 * 1024  # bytes of one chunk of an encrypted upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,18 @@ from typing import TypeVar
 
 from protocol.context import context
 from protocol.drops import DropReason
-from protocol.effects import Abort, AcceptUpload, Aggregate, Effect, Effects, Persist, Released, ReleaseRecord, Send
+from protocol.effects import (
+    Abort,
+    AcceptUpload,
+    Aggregate,
+    Effect,
+    Effects,
+    ListRecord,
+    Persist,
+    Released,
+    ReleaseRecord,
+    Send,
+)
 from protocol.encrypted import (
     EncryptedInput,
     InputHash,
@@ -318,7 +329,10 @@ class ServerSession:
         digests = b"".join(self._message(InputHash, c).input_digest for c in self.listed)
         listed = self._lock.listed = InputHashes(bitmap(self.listed, self.shared), digests)
         self.phase = Phase.MASKED_INPUT
-        return tuple(Send(listed, c) for c in self.listed)
+        sends: list[Effect] = [Send(listed, c) for c in self.listed]
+        if self.params.masks:
+            return tuple(sends)
+        return (Persist(ListRecord(self.announcement.round, self.announcement.attempt)), *sends)
 
     def _close_masked(self) -> Effects:
         complaints = Counter(d for c in self.masked for d in set(self._complaints(c)))

@@ -30,6 +30,7 @@ from ffm.audit import claim_of, claim_of_books
 from ffm.audit_encoding import check_encoding
 from ffm.audit_model import Planted, check_generator, check_processes
 from ffm.audit_pipeline import CanaryTraining
+from ffm.audit_rounds import check_rounds
 from ffm.client_run import round_charge
 from ffm.models import locate
 from ffm.task import build_manifest, example_settings, load_settings
@@ -54,20 +55,40 @@ def manifest() -> Manifest:
         privacy__noise_steps=50_000,
         privacy__sampling_denominator=8,
         training__optimizer="adam",
+        privacy__epsilon="4",
+    )
+
+
+@lru_cache(maxsize=1)
+def shared() -> Manifest:
+    """A small task under R2: noise in shares inside the masked sum."""
+    m = manifest()
+    noise = {"protocol": "R2", "max_records": 200}
+    sums = {"scale": m.privacy.scale, "bound": 2**26, "slots_per_word": 2}
+    return Manifest.model_validate(
+        m.model_dump(mode="python")
+        | {"training": m.training.model_dump(mode="python") | {"local_steps": 1, "optimizer": "sgd"}}
+        | {"privacy": m.privacy.model_dump(mode="python") | noise}
+        | {"aggregation": m.aggregation.model_dump(mode="python") | sums}
     )
 
 
 def small_audit(seed: int, parts: tuple[str, ...] = PARTS) -> AuditResult:
     """The audit's checks; `parts` of them."""
     torch.set_num_threads(1)
-    rng, m = Csprng(seed.to_bytes(32, "big")), manifest()
+    rng, m, r2 = Csprng(seed.to_bytes(32, "big")), manifest(), shared()
     run: dict[str, Callable[[], list[Finding]]] = {
         "planted": lambda: planted_checks(
             CanaryTraining.of(m.adapter, plan_of(m)), claim_of(m), EFFORT, rng, Csprng.from_os
         ),
+        "shares": lambda: planted_checks(
+            CanaryTraining.of(r2.adapter, plan_of(r2)), claim_of(r2), EFFORT, rng, Csprng.from_os
+        ),
+        "rounds": lambda: check_rounds(r2, 200_000, rng),
         "model": lambda: [check_generator(_planted())],
         "process": _processes,
         "books": lambda: _books(m),
+        "shared books": lambda: check_accountant(claim_of_books(r2)),
         "statement": lambda: _statement(m),
         "encoding": lambda: check_encoding(m.secagg_params(), rng.take),
         "records": lambda: [check_records(SILOS, m.privacy.records_per_person)],
@@ -145,11 +166,10 @@ def fault(name: str, part: str, seen_as: str, *places: tuple[object, str, *tuple
         with contextlib.ExitStack() as stack:
             for owner, function, *changes in places:
                 stack.enter_context(edited(owner, function, *changes))
-            _forget()
-            try:
-                yield
-            finally:
+            if accountant in [owner for owner, *_ in places]:
+                stack.callback(_forget)
                 _forget()
+            yield
 
     return Fault(name, part, seen_as, planted)
 
@@ -412,6 +432,24 @@ FAULTS = (
                 "if np.clip(scaled, -limit, limit, out=scaled) is None:",
             ),
         ),
+    ),
+    fault(
+        "shares for all clients, not for the smallest sum",
+        "rounds",
+        "variance of all",
+        (Manifest, "noise_shares", ("self.aggregation.min_cohort - self", "self.aggregation.num_clients - self")),
+    ),
+    fault(
+        "shares that count on corrupt clients",
+        "shared books",
+        "the charge is what runs",
+        (Manifest, "noise_shares", (" - self.aggregation.max_corrupt", "")),
+    ),
+    fault(
+        "no share is added",
+        "rounds",
+        "variance of all",
+        (audit_pipeline, "noised_sum", ("return plan.mechanism.privatize(total, rng)", "return total")),
     ),
     Fault(
         "one record in two clients",

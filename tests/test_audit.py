@@ -120,7 +120,7 @@ def test_a_control_that_is_not_seen_is_a_violation() -> None:
 
 def test_the_tally_passes_the_claim_and_no_neighbour_of_it() -> None:
     def verdicts(deviation: int) -> list[str]:
-        tally = NoiseTally(MECHANISM, {"a": slice(0, 1000), "b": slice(1000, 4000)})
+        tally = NoiseTally(MECHANISM.noise_steps, {"a": slice(0, 1000), "b": slice(1000, 4000)})
         for label in range(3):
             tally.add(noise(label, deviation=deviation))
         return failed(tally.findings())
@@ -132,7 +132,7 @@ def test_the_tally_passes_the_claim_and_no_neighbour_of_it() -> None:
 
 @pytest.mark.parametrize("deviation", [100, 137, 65536])
 def test_coarse_grids_raise_no_alarm(deviation: int) -> None:
-    tally = NoiseTally(GaussianMechanism(1, 100, deviation), {"a": slice(0, 4000)})
+    tally = NoiseTally(deviation, {"a": slice(0, 4000)})
     tally.add(noise(deviation, 100, deviation=deviation))
     assert failed(tally.findings()) == []
 
@@ -178,14 +178,14 @@ def changed(what: str) -> Trace:
     ],
 )
 def test_what_is_wrong_with_the_noise_is_named(what: str, check: str) -> None:
-    tally = NoiseTally(MECHANISM, {"a": slice(0, 40), "b": slice(40, 4000)})
+    tally = NoiseTally(MECHANISM.noise_steps, {"a": slice(0, 40), "b": slice(40, 4000)})
     tally.add(changed(what))
     assert any(check in name for name in failed(tally.findings())), failed(tally.findings())
 
 
 def test_streams_that_are_shared_are_seen() -> None:
-    assert check_streams(noise(1), noise(2), MECHANISM, "clients").passed
-    assert not check_streams(noise(1), noise(1), MECHANISM, "clients").passed
+    assert check_streams(noise(1), noise(2), MECHANISM.noise_steps, "clients").passed
+    assert not check_streams(noise(1), noise(1), MECHANISM.noise_steps, "clients").passed
 
 
 # ---- sampler ----
@@ -347,7 +347,7 @@ def test_very_many_tensors_take_one_line_with_the_worst() -> None:
         trace = noise(5)
         if name:
             trace.handed[:, groups[name]] = trace.released[:, groups[name]] = 0
-        tally = NoiseTally(MECHANISM, groups)
+        tally = NoiseTally(MECHANISM.noise_steps, groups)
         tally.add(trace)
         [row] = [f for f in tally.findings() if "tensors" in f.name]
         assert row.passed is (not name) and name in row.found and row.comparisons == 1
@@ -359,7 +359,7 @@ def test_code_that_stops_is_a_violation() -> None:
 
     [found] = guarded("noise", explode)
     assert not found.passed and "content" not in found.found
-    assert zero_input(PIPELINE, MECHANISM, 10_000, rng())
+    assert zero_input(PIPELINE, MECHANISM.noise_steps, 10_000, rng())
 
 
 # ---- the command ----

@@ -23,6 +23,13 @@ def test_a_clean_pipeline_raises_no_alarm(seed: int) -> None:
     assert len(result.findings) > 20
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("part", ["shares", "rounds", "shared books"])
+def test_clean_shares_raise_no_alarm(part: str, seed: int) -> None:
+    result = small_audit(seed, (part,))
+    assert [f"{finding.name}: {finding.found} ({finding.bound})" for finding in result.violations] == []
+
+
 def test_the_training_process_raises_no_alarm() -> None:
     assert small_audit(0, ("process",)).passed
 

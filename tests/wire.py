@@ -18,7 +18,6 @@ from simulator import Federation, make_manifest
 
 from protocol.client import ClientSession
 from protocol.effects import Abort, Charge, Effects, Persist, Released, Send, Upload, UploadCiphertext
-from protocol.encrypted import CIPHERTEXT_CHUNK
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Announcement, AttemptAborted, Finished, MaskedInput, RoundResult, ServerMessage
 from protocol.release import ReleaseLedger, resupply
@@ -252,7 +251,9 @@ class Site:
                 case UploadCiphertext(encrypted_header, data):
                     if self.stop_at is Phase.MASKED_INPUT:
                         return False
-                    self.receipts.append(await rpc.upload(encrypted_header, partial(_slices, data), self.rate_limit))
+                    size = 8 * self.hub.federation.manifest.aggregation.chunk_words
+                    pieces = partial(_slices, data, size)
+                    self.receipts.append(await rpc.upload(encrypted_header, pieces, self.rate_limit))
         return True
 
     def pieces(self, first: int = 0) -> Iterator[bytes]:
@@ -263,9 +264,9 @@ class Site:
             yield chunk
 
 
-def _slices(data: bytes, first: int) -> Iterator[bytes]:
-    for start in range(first * CIPHERTEXT_CHUNK, len(data), CIPHERTEXT_CHUNK):
-        yield data[start : start + CIPHERTEXT_CHUNK]
+def _slices(data: bytes, size: int, first: int) -> Iterator[bytes]:
+    for start in range(first * size, len(data), size):
+        yield data[start : start + size]
 
 
 @dataclass

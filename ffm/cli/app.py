@@ -94,6 +94,15 @@ def client(
 
 
 @app.command()
+def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
+    """Open the encrypted sums of one signed manifest: neither server nor client, with a key of its own per attempt."""
+    with reported(format_):
+        from ffm.cli.running import run_decryptor
+
+        run_decryptor(site, Output(format_))
+
+
+@app.command()
 def audit(
     subject: Annotated[
         str,
@@ -192,13 +201,31 @@ def demo_hospital(
     out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
     settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    assurance: Annotated[
+        str | None, typer.Option("--assurance", help="masking, dual or he; default: as in the settings")
+    ] = None,
     format_: FormatOption = Format.text,
 ) -> None:
     """Five hospitals code diagnoses together; one is killed in the middle of an upload."""
     with reported(format_):
         from ffm.cli.demo import hospital
 
-        hospital(model, out, device, settings, Output(format_))
+        hospital((model, assurance), out, device, settings, Output(format_))
+
+
+@demo_app.command("heart")
+def demo_heart(
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="repetitions of the comparison", min=1)] = 1,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Four real hospitals learn together with little data: noise in shares inside the sum (protocol R2)."""
+    with reported(format_):
+        from ffm.cli.demo_heart import run
+
+        run(out, device, settings, seeds, Output(format_))
 
 
 @join_app.command("request")

@@ -22,7 +22,7 @@ from ffm.server_run import load_state, write_atomic
 from ffm.site import load_site
 from ffm.start import documents_of, load_statements, new_run_id
 from ffm.step import Model
-from ffm.task import example_settings, load_settings
+from ffm.task import example_settings, load_settings, with_assurance
 
 EVALUATION = (
     "Test split of the public ICD-10-CM code descriptions, disjoint from training by 3-character code; it describes "
@@ -30,13 +30,18 @@ EVALUATION = (
 )
 
 
-def hospital(model: str, folder: Path, device: str, settings_path: Path | None, out: Output) -> None:
-    """Run the whole example and print its table."""
+def hospital(
+    chosen: tuple[str, str | None], folder: Path, device: str, settings_path: Path | None, out: Output
+) -> None:
+    """Run the whole example and print its table. `chosen`: model, and the assurance if not that of the settings."""
     # Two true remarks of torch and transformers about what is intended here; `warnings` is not safe in threads.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     began = time.monotonic()
+    model, assurance = chosen
     settings = load_settings(settings_path or example_settings("hospital"))
+    if assurance is not None:
+        settings = with_assurance(settings, assurance)
     run = folder / new_run_id(datetime.now(UTC))
     run.mkdir(parents=True)
     out.say(f"run folder {run}")
@@ -45,7 +50,7 @@ def hospital(model: str, folder: Path, device: str, settings_path: Path | None, 
     out.say(
         f"{len(layout.site_files)} hospitals, {layout.manifest.adapter.size} trainable parameters; starting processes"
     )
-    play = Play(layout, device, lambda name, event: _show(out, name, event))
+    play = Play(layout, device, lambda name, event: show(out, name, event))
     run_until_signal(play.run())
     out.say("comparing: federated without DP, each hospital alone with DP, majority class")
     rows = _compare(layout, device)
@@ -53,7 +58,7 @@ def hospital(model: str, folder: Path, device: str, settings_path: Path | None, 
     _print(layout, rows, report, time.monotonic() - began, out)
 
 
-def _show(out: Output, name: str, event: dict[str, Any]) -> None:
+def show(out: Output, name: str, event: dict[str, Any]) -> None:
     """The server's story, and what only a client can tell: kills and refusals."""
     if out.is_json:
         print(json.dumps({"from": name, **event}), flush=True)
@@ -70,7 +75,7 @@ def _compare(layout: Layout, device: str) -> list[tuple[MethodResult, Comparison
     bench = Bench(manifest, layout.base_model, layout.site_files, layout.test_file)
     # The expected number: what the hospitals really drew stays with them.
     expected = round(steps * float(manifest.privacy.sampling_probability) * sum(len(s["labels"]) for s in bench.sites))
-    ours = bench.compare("federated, DP", _model(layout), expected)
+    ours = bench.compare("federated, DP", model_of(layout), expected)
     rows = [(_result("federated-dp", ours, steps), ours)]
     hospital_id = 0
     for other in bench.all():
@@ -118,7 +123,8 @@ def _finish(layout: Layout, rows: list[tuple[MethodResult, Comparison]]) -> dict
     return write_report(layout.run, facts, server.identity, server.owner)
 
 
-def _model(layout: Layout) -> Model:
+def model_of(layout: Layout) -> Model:
+    """The last model of the run."""
     return np.frombuffer((layout.run / "model.f32").read_bytes(), dtype="<f4").astype(np.float32)
 
 

@@ -36,7 +36,7 @@ def make_consortium(config_path: Path, folder: Path, model: str | None, owner_on
     """Everything on one machine, or with `owner_only` the owner's folder alone."""
     config = read_config(config_path)
     if owner_only:
-        file = ConsortiumFile(consortium=config.consortium, server=config.server)
+        file = ConsortiumFile(consortium=config.consortium, server=config.server, decryptor=config.decryptor)
         owner = create_owner(folder / "owner", file, datetime.now(UTC))
         made_owner = {"owner": str(owner.folder), "fingerprint": owner.fingerprint}
         text = f"owner's folder {owner.folder}\nread this fingerprint out by phone: {owner.fingerprint}"
@@ -51,6 +51,9 @@ def make_consortium(config_path: Path, folder: Path, model: str | None, owner_on
         "fingerprint": made.owner_key.fingerprint(),
     }
     lines = [f"owner's folder   {made.owner} (keep it off every server)", f"secagg server    {made.server}"]
+    if made.decryptor is not None:
+        value["decryptor"] = str(made.decryptor)
+        lines.append(f"secagg decryptor {made.decryptor} (at neither the server's nor a client's organisation)")
     lines += [f"secagg client    {path}" for path in made.clients.values()]
     lines.append(f"owner's fingerprint: {made.owner_key.fingerprint()}")
     out.result(value, "\n".join(lines))
@@ -78,7 +81,7 @@ def publish_documents(owner_folder: Path, config_path: Path, model: str | None, 
     owner = load_owner(owner_folder)
     config = read_config(config_path)
     roster = publish(owner, manifest_for(config, config_path.parent, model))
-    names = [roster.server.name, *(member.name for member in roster.clients)]
+    names = [peer.name for peer in roster.peers]
     folder = owner_folder / "welcome"
     folder.mkdir(exist_ok=True)
     for name in names:

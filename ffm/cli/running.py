@@ -1,4 +1,4 @@
-"""`secagg server` and `secagg client`."""
+"""`secagg server`, `secagg client` and `secagg decryptor`."""
 
 import asyncio
 import signal
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ffm.cli.output import Output
 from ffm.site import load_site
-from ffm.start import ClientOptions, ServerOptions, participate, serve
+from ffm.start import ClientOptions, ServerOptions, decrypt, participate, serve
 from protocol.rpc.limits import Deadlines
 
 T = TypeVar("T")
@@ -34,6 +34,12 @@ def run_client(folder: Path, options: tuple[Path | None, str | None, int, int | 
     """Take part to the end; prints the number of rounds that counted this client."""
     counted = run_until_signal(participate(load_site(folder), ClientOptions(*options), out.event))
     out.result({"result": "finished", "rounds_included": counted}, f"finished; in the sum of {counted} rounds")
+
+
+def run_decryptor(folder: Path, out: Output) -> None:
+    """Serve to the end; prints the number of sums that were opened."""
+    opened = run_until_signal(decrypt(load_site(folder), out.event))
+    out.result({"result": "finished", "sums_opened": opened}, f"finished; {opened} sums opened")
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:

@@ -14,7 +14,7 @@ from dp.errors import LedgerError
 from dp.store import ChainedStore, Row
 from protocol.client_states import ClientMemory
 from protocol.decryptor import DecryptorMemory
-from protocol.effects import JoinRecord, OpeningRecord, Record, ReleaseRecord, SpentRecord, UploadRecord
+from protocol.effects import JoinRecord, ListRecord, OpeningRecord, Record, ReleaseRecord, SpentRecord, UploadRecord
 from protocol.errors import LocalProtocolError
 from protocol.messages import Announcement, LedgerRow
 from protocol.release import ReleaseLedger
@@ -28,6 +28,7 @@ _ATTEMPT: Final = "attempt"
 _RELEASE: Final = "release"
 _CONVICTED: Final = "convicted"
 _UPLOAD: Final = "upload"
+_LISTED: Final = "listed"
 _OPENED: Final = "opened"
 _MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # JSON of another shape
 
@@ -85,7 +86,7 @@ class ClientJournal:
                 self._uploaded = (record.round, record.attempt)
             case SpentRecord():
                 row = self._store.append(_SPENT, _spent_json(record))
-            case ReleaseRecord() | OpeningRecord():
+            case ReleaseRecord() | ListRecord() | OpeningRecord():
                 raise LocalProtocolError(f"a {type(record).__name__} does not belong into a client's journal")
         self._memory = _replayed(self._memory, row)
 
@@ -168,6 +169,7 @@ class ServerJournal:
             path, {"book": "server journal", "version": VERSION, "manifest": manifest_digest.hex()}
         )
         self._last = (0, 0)
+        self._listed = 0
         self._ledger = ReleaseLedger(manifest_digest)
         self._convicted: frozenset[ClientId] = frozenset()
         try:
@@ -186,6 +188,11 @@ class ServerJournal:
     def last(self) -> tuple[int, int]:
         """Highest (round, attempt) ever announced; (0, 0) if none."""
         return self._last
+
+    @property
+    def spent_round(self) -> int:
+        """Highest round that clients may refuse: its set was about to be opened, or its inputs uploaded ("he")."""
+        return max(self._ledger.last_round, self._listed)
 
     @property
     def convicted(self) -> frozenset[ClientId]:
@@ -211,8 +218,12 @@ class ServerJournal:
         self._replay(self._store.append(_ATTEMPT, body))
 
     def record(self, record: Record) -> None:
-        """Durable when it returns. Only ReleaseRecord belongs here; its row must extend the ledger, or be the very row
-        that stands in it: an attempt that is resumed writes its row again."""
+        """Durable when it returns. Only ListRecord and ReleaseRecord belong here; the row of the latter must extend the
+        ledger, or be the very row that stands in it: an attempt that is resumed writes its row again."""
+        if isinstance(record, ListRecord):
+            if record.round > self._listed:
+                self._replay(self._store.append(_LISTED, {"round": record.round, "attempt": record.attempt}))
+            return
         if not isinstance(record, ReleaseRecord):
             raise LocalProtocolError(f"a {type(record).__name__} does not belong into a server's journal")
         row, ledger = record.row, self._ledger
@@ -243,6 +254,8 @@ class ServerJournal:
                     if not _extends(self._ledger, (released,), bytes.fromhex(body["head"])):
                         raise _damaged(row)
                     self._ledger = self._ledger.extended(released)
+                case "listed":
+                    self._listed = max(self._listed, int(body["round"]))
                 case "convicted":
                     self._convicted |= {ClientId(client) for client in body["clients"]}
                 case _:

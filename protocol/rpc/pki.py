@@ -322,7 +322,7 @@ def _check_usage(identity: TlsIdentity, usage: Usage, now: datetime) -> None:
 
 def _check_roster(leaf: x509.Certificate, roster: Roster, name: str) -> Peer:
     fingerprint = spki_sha256(leaf)
-    peers: tuple[Peer, ...] = (roster.server, *roster.clients)
+    peers = roster.peers
     me = next((peer for peer in peers if peer.name == name), None)
     if me is None:
         raise DocumentError(

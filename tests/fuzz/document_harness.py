@@ -57,7 +57,7 @@ class DocumentHarness:
     def run(self, dice: Dice) -> str:
         """One document."""
         body, signature = self._drawn(dice)
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             document = self._read(body, signature)
         except ProtocolError as error:
@@ -69,7 +69,7 @@ class DocumentHarness:
             outcome = "left out" if document == () else "accepted"
             if hasattr(document, "to_bytes") and document.to_bytes() != body:
                 raise Violation("the document says something else than the bytes that were signed")
-        if time.perf_counter() - started > SECONDS:
+        if time.process_time() - started > SECONDS:
             raise Violation("reading one document took too long")
         return outcome
 

@@ -41,6 +41,7 @@ PATIENT = Deadlines(grace=3.0)
 
 
 def consortium(assurance: str = "dual", n: int = N, length: int = 200, **changes: Any) -> Federation:
+    changes.setdefault("aggregation__chunk_words", 1024)
     return replace(federation(n, length, **encrypted(assurance), **changes), scheme=Bfv())
 
 
@@ -49,7 +50,7 @@ VALUES = random_values(DUAL.manifest, range(1, N + 1))
 Scenario = Callable[[Hub], Coroutine[Any, Any, None]]
 
 
-def play(f: Federation, folder: Path, scenario: Scenario, seconds: float = 60) -> list[dict[str, Any]]:
+def play(f: Federation, folder: Path, scenario: Scenario, seconds: float = 120) -> list[dict[str, Any]]:
     async def main() -> list[dict[str, Any]]:
         async with Hub(f, folder) as hub:
             await asyncio.wait_for(scenario(hub), seconds)
@@ -78,7 +79,7 @@ def test_the_exact_sum_of_all(f: Federation, tmp_path: Path) -> None:
             assert exact(outcome, (1, 2, 3, 4))
             hub.server.broadcast(RoundResult(1, 0, (1, 2, 3, 4), bytes(32), bytes(32)))
             hub.server.broadcast(Finished(1))
-            assert await asyncio.wait_for(tasks[0], 10) == 1
+            assert await asyncio.wait_for(tasks[0], 30) == 1
         assert all(site.charged == [1] for site in everybody)
         assert [e["event"] for e in decryptor.events] == ["key", *["added"] * 4, "opened", "finished"]
         assert decryptor.memory.joined == (1, 0) and decryptor.memory.opened_round == 1
