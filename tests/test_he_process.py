@@ -171,6 +171,27 @@ def limits(what: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", LIMITS, what], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+def test_its_memory_is_one_sum_whatever_the_number_of_clients() -> None:
+    begin = Begin(BfvParams(8, 32), 100 * P.words_per_block, tuple(range(1, 9)))
+    assert begin.sum_bytes == 100 * 2**16
+
+    def peak(process: HeProcess) -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    async def act(process: HeProcess) -> None:
+        block = next(Bfv().encryptor(begin.params, process.public_key).encrypt(VECTORS[0]))
+        start = peak(process)
+        for client in begin.clients:
+            for number in range(100):
+                await process.add(client, number, block)
+        assert peak(process) - start < begin.sum_bytes + 4 * 2**20  # all ciphertexts are 45 MiB
+        await process.open_()
+        assert peak(process) - start < 2 * begin.sum_bytes + 24 * 2**20
+
+    with_process(act, begin)
+
+
 def test_its_memory_is_bounded() -> None:
     done = limits("memory")
     assert done.stdout.strip() == "bounded", done.stderr
