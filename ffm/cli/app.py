@@ -108,7 +108,9 @@ def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
 def audit(
     subject: Annotated[
         str,
-        typer.Argument(help="a site's folder, a demo's run folder, a manifest.json, or hospital", metavar="SUBJECT"),
+        typer.Argument(
+            help="a site's folder, a demo's run folder, a manifest.json, or hospital, or heart", metavar="SUBJECT"
+        ),
     ],
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="a site's records, in place of those in its folder; repeatable")
