@@ -31,13 +31,14 @@ from protocol.messages import Announcement, Finished, RoundResult
 from protocol.rpc import frames, limits
 from protocol.rpc.client import AggregationClient
 from protocol.rpc.credentials import channel_credentials
-from protocol.rpc.limits import Deadlines
+from protocol.rpc.limits import Deadlines, Patience
 from secagg.encoding import Values
 from secagg.he.bfv import Bfv
 from secagg.types import DECRYPTOR, ClientId, Phase
 
 N = 4
 PATIENT = Deadlines(grace=3.0)
+LASTING = Patience(unreachable=300.0, call=120.0)
 
 
 def consortium(assurance: str = "dual", n: int = N, length: int = 200, **changes: Any) -> Federation:
@@ -235,15 +236,20 @@ def test_ten_clients_a_million_parameters(tmp_path: Path) -> None:
     n, length = 10, 1_000_000
     changes = {"aggregation__max_corrupt": 3, "aggregation__min_cohort": 7, "aggregation__chunk_words": 65536}
     totals = []
-    values = random_values(federation(n, length, **changes).manifest, range(1, n + 1))
+    bound = federation(n, length, **changes).manifest.aggregation.bound
+    spread = np.arange(length, dtype=np.int64)
+    values = {ClientId(c): (spread * 7919 * c + c) % (2 * bound + 1) - bound for c in range(1, n + 1)}
     for name, f in (
         ("masking", federation(n, length, **changes)),
         ("dual", consortium("dual", n, length, **changes)),
     ):
 
         async def scenario(hub: Hub) -> None:
-            decryptor = [] if hub.federation.roster.decryptor is None else [DecryptorSite(hub)]
-            async with running(*decryptor, *sites(hub, values)):
+            decryptor = [] if hub.federation.roster.decryptor is None else [DecryptorSite(hub, patience=LASTING)]
+            everybody = sites(hub, values)
+            for site in everybody:
+                site.patience = LASTING
+            async with running(*decryptor, *everybody):
                 outcome = await hub.run(Deadlines(300.0, 300.0, 600.0, 300.0, 300.0, grace=60.0))
                 assert isinstance(outcome, Released), outcome
                 totals.append(outcome.total)
