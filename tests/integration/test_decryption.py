@@ -1,6 +1,7 @@
 """Encrypted rounds over real mutual TLS, with the real scheme and the decryptor's key in a process of its own."""
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from simulator import Federation, encrypted, random_values
+from test_decryptor import Evil, above_the_modulus, one_more, other_parameters, over_long, truncated
 from wire import (
     HOST,
     QUICK,
@@ -99,6 +101,30 @@ def test_a_lost_client_stops_nothing(tmp_path: Path, phase: Phase) -> None:
         assert exact(outcome, (1, 2, 3, 4) if phase is Phase.CONSISTENCY_CHECK else (1, 2, 4))
 
     play(DUAL, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "make", [truncated, over_long, other_parameters, above_the_modulus, one_more], ids=lambda m: m.__name__
+)
+def test_a_malformed_ciphertext_costs_its_sender_only(tmp_path: Path, make: Callable[..., list[bytes]]) -> None:
+    """It has the digest that its client signed; the server finds out before it counts as uploaded."""
+    evil = replace(DUAL, scheme=Evil(make))
+
+    async def scenario(hub: Hub) -> None:
+        bad = Site(replace_federation(hub, evil), ClientId(3), VALUES[ClientId(3)])
+        async with running(DecryptorSite(hub), *sites(hub, c3=bad)) as tasks:
+            assert exact(await hub.run(PATIENT), (1, 2, 4))
+            with pytest.raises(TransportError, match="refused a call"):
+                await tasks[3]
+
+    play(DUAL, tmp_path, scenario)
+
+
+def replace_federation(hub: Hub, federation: Federation) -> Hub:
+    """The same server, as a client with another federation sees it."""
+    other = copy.copy(hub)
+    other.federation = federation
+    return other
 
 
 def test_without_a_decryptor_the_attempt_ends_and_the_next_one_goes_on(tmp_path: Path) -> None:
