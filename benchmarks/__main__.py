@@ -19,7 +19,20 @@ from benchmarks.bench import ROOT
 
 QUICK: dict[str, tuple[str, ...]] = {
     "masking": ("--length", "30000", "--repetitions", "1"),
-    "privacy": ("--draws", "100000", "--points", "5", "--faults", "3", "--clean", "1", "--repetitions", "1"),
+    "privacy": (
+        "--draws",
+        "100000",
+        "--points",
+        "5",
+        "--faults",
+        "3",
+        "--clean",
+        "1",
+        "--rounds",
+        "300000",
+        "--repetitions",
+        "1",
+    ),
     "peers": ("--clients", "5", "--length", "3000", "--repetitions", "1"),
     "round": ("--length", "30000", "--repetitions", "1"),
     "heart": ("--seeds", "1", "--rounds", "2"),

@@ -129,7 +129,7 @@ def check_guesses(name: str, game: Game, wrong: WrongAtLeast, claim: tuple[str, 
         "no noise, noise about four times too small, a sample that is known",
         "noise that is less than about three times too small; stronger attacks",
         1,
-        measure=Measure(f"ε of {subject}", shown, epsilon, ceiling),
+        measure=Measure(f"ε of {subject}", shown, epsilon.removeprefix(">"), ceiling),
     )
 
 

@@ -26,6 +26,7 @@ REFERENCE: Final = (
     (Fraction(1, 50), Fraction(4, 5), 500, "0.000001", 5.44),
     (Fraction(1), Fraction(5), 20, "0.00001", 3.85),
 )
+COARSE: Final = 100
 _GRID: Final = 10**6  # clip steps of the reference points: fine enough that the lattice does not show
 _BLIND = "faults outside the ledger's and the accountant's own code"
 
@@ -50,7 +51,7 @@ class Claim:
 def check_accountant(claim: Claim) -> list[Finding]:
     """Charged event against what runs, reference figures, δ."""
     charged = claim.charge(1, 0).mechanism
-    largest_delta = min(Decimal("0.00001"), Decimal(1) / (10 * claim.max_records))
+    largest_delta = Decimal(1) / (10 * claim.max_records)  # SPEC 2.3; the default is a tenth of it
     return [
         Finding(
             "accountant: the charge is what runs",
@@ -166,17 +167,30 @@ def _budget_end(claim: Claim) -> Finding:
     )
 
 
-def check_records(silos: Mapping[str, Sequence[bytes]], most: int) -> Finding:
-    """At most `most` equal records over all silos that this auditor holds: K of the claim, or 1 for one per person."""
+def check_persons(silos: Mapping[str, Sequence[bytes]], most: int, named: bool) -> Finding:
+    """At most `most` records (K of the claim) of one person, over all silos whose files this auditor holds.
+
+    Args:
+        silos: What tells persons apart, one entry a record: the person's key where files have one (`named`), or else
+            the record itself. Equal records of different persons are common where records are coarse, so without keys
+            equality is held against the pipeline only if it is rare, at most one record in `COARSE`.
+        most: K.
+        named: Whether the entries are persons' keys.
+    """
     counts = Counter(record for records in silos.values() for record in records)
-    beyond = sum(count - most for count in counts.values() if count > most)
+    beyond, total = sum(count - most for count in counts.values() if count > most), sum(counts.values())
+    coarse = not named and beyond * COARSE > total
+    blind = "files that this auditor does not hold; keys that differ for one person"
+    if not named:
+        blind = f"a person whose records differ; data of which more than one record in {COARSE} is equal to another"
     return Finding(
         "records: nobody is in the data too often",
-        f"{beyond} records too many, in {len(silos)} files",
-        f"at most {most} equal records, within and over the files",
-        beyond == 0,
-        "a person in two silos or twice in one, with equal records",
-        "a person whose records differ; files that this auditor does not hold",
+        f"{beyond} {'records' if named else 'equal records'} too many, in {len(silos)} files"
+        + ("; too many to tell persons apart by: give the files a column person" if coarse else ""),
+        f"at most {most} of one {'person' if named else 'kind'}, within and over the files",
+        beyond == 0 or coarse,
+        "a person in two silos, or more often in one than is claimed",
+        blind,
         private=True,
     )
 

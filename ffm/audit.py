@@ -9,6 +9,7 @@ planted records alone, so an audit spends nothing of anybody's privacy budget, a
 | E702 | there is nothing to audit: protocol "none", or no such subject |
 """
 
+import csv
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dp.audit import AuditResult, Finding, guarded
-from dp.audit_ledger import Claim, check_accountant, check_ledger, check_records
+from dp.audit_ledger import Claim, check_accountant, check_ledger, check_persons
 from dp.audit_planted import Claimed, Effort, controls, planted_checks
 from dp.errors import AuditError
 from dp.events import SampledGaussian
@@ -44,6 +45,8 @@ from protocol.roster import parse_model
 from secagg import __version__
 from secagg.errors import SecAggError
 
+PERSON = "person"
+EXAMPLES = ("hospital", "heart")
 _PACKAGES = ("torch", "opacus", "peft", "transformers", "numpy")
 _SITES = ("*/client.toml", "sites/*/client.toml", "consortium/sites/*/client.toml")  # several sites at once
 _MEMBERSHIP_STEPS = 60  # of the black-box row, at most
@@ -148,10 +151,27 @@ def _books(subject: Subject) -> list[Finding]:
         findings = guarded("accountant", lambda: check_accountant(claim))
         findings += guarded("ledger", lambda: check_ledger(claim, Path(folder)))
     if subject.data:
-        labels = subject.manifest.training.labels
-        silos = {str(path): [repr(record).encode() for record in read_records(path, labels)] for path in subject.data}
-        findings.append(check_records(silos, subject.manifest.privacy.records_per_person))
+        findings.append(persons(subject))
     return findings
+
+
+def persons(subject: Subject) -> Finding:
+    """Records of one person over the subject's files: by their column `person` where all have it, else by equality."""
+    labels = subject.manifest.training.labels
+    silos = {str(path): [repr(record).encode() for record in read_records(path, labels)] for path in subject.data}
+    keys = {str(path): read_persons(path) for path in subject.data}
+    known = {name: key for name, key in keys.items() if key is not None}
+    named = len(known) == len(keys)
+    return check_persons(known if named else silos, subject.manifest.privacy.records_per_person, named)
+
+
+def read_persons(path: Path) -> list[bytes] | None:
+    """The column `person` of a file of records: any key that is the same at all sites; None without that column."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        if PERSON not in (rows.fieldnames or ()):
+            return None
+        return [row[PERSON].encode() for row in rows]
 
 
 # -- what to audit --------------------------------------------------------------------------------------------------
@@ -170,10 +190,10 @@ def open_subject(target: str, data: Sequence[Path], model: str) -> Iterator[Subj
     elif path.is_file():
         manifest = parse_model(Manifest, path.name, path.read_bytes())
         yield Subject(path.name, manifest, locate(manifest.base_model.name), tuple(data))
-    elif target == "hospital":
+    elif target in EXAMPLES:
         with TemporaryDirectory() as folder:
             layout = prepare(Path(folder), load_settings(example_settings(target)), model)
-            yield Subject("hospital example", layout.manifest, layout.base_model, layout.site_files)
+            yield Subject(f"{target} example", layout.manifest, layout.base_model, layout.site_files)
     else:
         raise _no_subject(target)
 
@@ -203,7 +223,7 @@ def _no_subject(target: str) -> SecAggError | AuditError:
     return AuditError(
         "there is nothing to audit here",
         found=target,
-        expected="a site's folder, a run folder of a demo, a manifest.json, or the example hospital",
+        expected="a site's folder, a run folder of a demo, a manifest.json, or an example: hospital, heart",
         do="secagg audit hospital",
         code="E702",
     )

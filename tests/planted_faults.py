@@ -19,7 +19,7 @@ import torch
 import ffm.audit
 from dp import accountant, budget, training
 from dp.audit import AuditResult, Finding, guarded
-from dp.audit_ledger import check_accountant, check_ledger, check_records
+from dp.audit_ledger import check_accountant, check_ledger, check_persons
 from dp.audit_planted import Effort, planted_checks
 from dp.ledger import Charge, PrivacyLedger
 from dp.mechanism import GaussianMechanism
@@ -43,7 +43,7 @@ from tests.test_training import adapted_model, records
 
 EFFORT = Effort(noise_values=60_000, sampled_steps=32, attempts=8)
 TENSORS = [{"name": "query", "shape": [100, 4]}, {"name": "value", "shape": [100, 4]}, {"name": "head", "shape": [400]}]
-SILOS: dict[str, list[bytes]] = {"north": [b"a", b"b"], "south": [b"c", b"d"]}
+SILOS = {name: [f"{name} {k}".encode() for k in range(100)] for name in ("north", "south")}
 PARTS = ("planted", "model", "books", "statement", "encoding", "records")
 
 
@@ -91,7 +91,7 @@ def small_audit(seed: int, parts: tuple[str, ...] = PARTS) -> AuditResult:
         "shared books": lambda: check_accountant(claim_of_books(r2)),
         "statement": lambda: _statement(m),
         "encoding": lambda: check_encoding(m.secagg_params(), rng.take),
-        "records": lambda: [check_records(SILOS, m.privacy.records_per_person)],
+        "records": lambda: [check_persons(SILOS, m.privacy.records_per_person, False)],
     }
     findings = [finding for part in parts for finding in guarded(part, run[part])]
     return AuditResult({"subject": "small"}, tuple(findings))
@@ -146,6 +146,11 @@ def _statement(m: Manifest) -> list[Finding]:
         Finding(f"report verify: {check.name}", check.found, check.expected, check.ok, "a forged ledger", "the rest")
         for check in checks
     ]
+
+
+def _joining(silo: str, record: bytes) -> AbstractContextManager[object]:
+    """One record more in the data."""
+    return patch.dict(SILOS, {silo: [*SILOS[silo], record]})
 
 
 @dataclass(frozen=True)
@@ -451,16 +456,6 @@ FAULTS = (
         "variance of all",
         (audit_pipeline, "noised_sum", ("return plan.mechanism.privatize(total, rng)", "return total")),
     ),
-    Fault(
-        "one record in two clients",
-        "records",
-        "nobody is in the data",
-        lambda: patch.dict(SILOS, {"south": [b"c", b"a"]}),
-    ),
-    Fault(
-        "two records of one person, K not enforced",
-        "records",
-        "nobody is in the data",
-        lambda: patch.dict(SILOS, {"south": [b"c", b"c"]}),
-    ),
+    Fault("one record in two clients", "records", "nobody is in the data", lambda: _joining("south", b"north 7")),
+    Fault("two records of one person, K not enforced", "records", "nobody", lambda: _joining("north", b"north 7")),
 )

@@ -35,17 +35,19 @@ from dp.audit_canaries import (
     lower_mu,
     refuted,
 )
-from dp.audit_ledger import check_records
+from dp.audit_ledger import check_persons
 from dp.audit_neighbours import BACKGROUND, JOINERS, check_neighbours
 from dp.audit_noise import NoiseTally, check_streams
 from dp.audit_planted import Claimed, Effort, controls, planted_checks, zero_input
 from dp.audit_sampler import check_fresh_sample, check_sampler
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
+from dp.report import build_report, verify_report
 from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.store import canonical
 from dp.training import DpSgdPlan
 from ffm.audit_pipeline import CanaryTraining, watched
+from tests.report_sample import facts
 
 torch.set_num_threads(1)
 MECHANISM = GaussianMechanism(scale=2**16, clip_steps=2**16, noise_steps=50_000)
@@ -295,13 +297,20 @@ def test_neighbours_hold_and_a_smaller_claim_does_not() -> None:
     assert failed(check_neighbours(PIPELINE, tighter, both, "planted")) == ["planted: sensitivity"]
 
 
-def test_records_are_counted_over_all_files() -> None:
-    a, b, c = b"text one", b"text two", b"text three"
-    assert check_records({"x": [a, b], "y": [c]}, 1).passed
-    for silos in ({"x": [a, b, a]}, {"x": [a], "y": [b, a]}):
-        found = check_records(silos, 1)
-        assert not found.passed and found.private
-        assert check_records(silos, 2).passed
+def test_persons_are_counted_over_all_files() -> None:
+    a, b = ([f"{name} {k}".encode() for k in range(100)] for name in "ab")
+    for named in (True, False):
+        assert check_persons({"x": a, "y": b}, 1, named).passed
+        for silos in ({"x": [*a, a[3]], "y": b}, {"x": a, "y": [*b, a[3]]}):
+            found = check_persons(silos, 1, named)
+            assert not found.passed and found.private
+            assert check_persons(silos, 2, named).passed
+
+
+def test_equal_records_say_nothing_where_they_are_common() -> None:
+    coarse = {"x": [b"old", b"young"] * 50}
+    assert check_persons(coarse, 1, named=False).passed and "person" in check_persons(coarse, 1, named=False).found
+    assert not check_persons(coarse, 1, named=True).passed
 
 
 # ---- the result ----
@@ -334,6 +343,18 @@ def test_the_json_is_canonical_and_holds_nothing_private() -> None:
     assert [set(check) - keys for check in value["checks"]] == [set(), set(), {"measure"}]
     assert value["checks"][2]["measure"] == {"quantity": "ε", "value": "1.00", "claim": "2.00", "ceiling": "3.00"}
     assert value["passed"] and value["format"] == "secagg-audit/1"
+
+
+def test_the_report_takes_an_audit_as_it_is_written() -> None:
+    measured = finding(name="m", measure=Measure("ε", "1.00", "2.00", "3.00"))
+    for audit in (result(finding(), measured), result(finding(passed=False))):
+        report = build_report(replace(facts(), audit=audit.to_json()), prv=False)
+        assert [check for check in verify_report(report, prv=False) if not check.ok] == []
+        group = report["groups"][10]
+        assert group["violations"] == [f.name for f in audit.violations]
+        forged = json.loads(json.dumps(report))
+        forged["facts"]["audit"]["passed"] = not audit.passed
+        assert any("verdict" in check.name for check in verify_report(forged, prv=False) if not check.ok)
 
 
 def test_names_are_given_once() -> None:
@@ -369,6 +390,7 @@ def test_code_that_stops_is_a_violation() -> None:
 def test_the_example_passes_and_a_person_in_two_files_does_not(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
+    from ffm.audit import Subject, persons
     from ffm.cli.app import app
     from ffm.data import Record, write_records
     from tests.planted_faults import hospital
@@ -386,7 +408,8 @@ def test_the_example_passes_and_a_person_in_two_files_does_not(tmp_path: Path) -
     document, data = tmp_path / "manifest.json", [tmp_path / "a.csv", tmp_path / "b.csv"]
     document.write_bytes(hospital().to_bytes())
     for path in data:
-        write_records(path, [Record(f"a text of {path.name}", "heart"), Record("the same person", "lung")])
+        same = [Record("the same person", "lung")]
+        write_records(path, [*(Record(f"text {k} of {path.name}", "heart") for k in range(100)), *same])
     failed = CliRunner().invoke(
         app, ["audit", str(document), "--noise", "1", "--data", str(data[0]), "--data", str(data[1])]
     )
@@ -395,3 +418,10 @@ def test_the_example_passes_and_a_person_in_two_files_does_not(tmp_path: Path) -
     assert lines[0].startswith("error E701 the audit found 1 violation") and "records: nobody" in lines[0]
     assert lines[2].startswith("  do ")
     assert "VIOLATED" in failed.stdout
+
+    for path in data:  # the same persons under their keys: within K
+        rows = path.read_text().splitlines()
+        path.write_text(
+            "\n".join([f"{rows[0]},person", *(f'{row},"{path.name} {k}"' for k, row in enumerate(rows[1:]))])
+        )
+    assert persons(Subject("x", hospital(), tmp_path, tuple(data))).passed

@@ -26,7 +26,8 @@ def run_audit(
     offline()
     torch.set_num_threads(1)  # many small steps: threads would wait for each other
     with open_subject(target, data, model) as subject:
-        result = audit(subject, Effort(noise_values=millions * 10**6), seed, out.say)
+        effort = Effort(noise_values=millions * 10**6, round_values=max(millions, 12) * 10**6 // 6)
+        result = audit(subject, effort, seed, out.say)
     value = result.to_json()
     if file is not None:
         write_atomic(file, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n")
