@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from report_sample import DIGEST, attempt, facts, group, manifest, statement
+from report_sample import DIGEST, ROOT, attempt, facts, group, manifest, roster, statement
 
 from dp.accountant import ABOVE_CEILING, epsilon, membership_advantage
 from dp.events import SampledGaussian
@@ -16,6 +16,7 @@ from dp.report import SignedDocument, SignedStatement, build_report, verify_repo
 from dp.report_figures import NO_CERTIFICATE, planned_event
 from dp.report_html import render_html
 from dp.report_schema import schema
+from dp.report_trust import adversaries
 
 DELTA = Decimal("0.000001")
 COHORT, CORRUPT = 4, 1
@@ -123,10 +124,39 @@ def test_one_upload_alone_may_have_no_certificate() -> None:
 )
 def test_several_records_of_a_person_cost_more(sampling: dict[str, int]) -> None:
     several = report(1, records_per_person=2, people_in_several_silos="within-bound", **sampling)
-    one, two = (group(r, "guarantee")["headline"]["epsilon"] for r in (report(1, **sampling), several))
+    one, two = (
+        group(r, "guarantee")["per_client"][0]["epsilon"] for r in (report(1, **sampling), several)
+    )  # client 1 has no other task in its ledger
     assert Decimal(two) > Decimal("1.2") * Decimal(one)
     assert "up to 2" in group(several, "unit")["meaning"]
     assert [c.name for c in verify_report(several, prv=False) if not c.ok] == []
+
+
+def test_a_decryptor_is_a_member_and_a_row() -> None:
+    document, members = distributed(), roster()
+    document["aggregation"]["assurance"] = "dual"
+    members["decryptor"] = {"name": "keyholder", "identity_key": "ab" * 32, "tls_key_sha256": "cd" * 32}
+    assert [a.id for a in adversaries(distributed())].count("decryptor") == 0
+    row = next(a for a in adversaries(document) if a.id == "decryptor")
+    assert row.declared and row.shares == (COHORT, SHARES)
+    document["privacy"]["protocol"] = "R1"
+    with_one = build_report(
+        facts(
+            manifest=SignedDocument(document, DIGEST, ""),
+            roster=SignedDocument(members, ROOT, ""),
+            statements=(),
+            rounds=(),
+            utility=(),
+            evaluation_people="no-evaluation",
+        ),
+        prv=False,
+    )
+    assert group(with_one, "identity")["members"][1] == {
+        "role": "decryptor",
+        "name": "keyholder",
+        "identity_key": "ab" * 32,
+    }
+    assert "the decryptor" in render_html(with_one)
 
 
 def test_without_colluders_another_client_is_the_worst_row() -> None:
