@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -302,18 +301,6 @@ def calibrate(target_epsilon: Decimal, delta: Decimal, planned: SampledGaussian)
     if not checked.within(target_epsilon):
         raise AccountingError("the calibrated noise misses the target", found=checked.epsilon, expected=target_epsilon)
     return high
-
-
-def seen_with(events: Iterable[SampledGaussian], variance: Fraction) -> tuple[SampledGaussian, ...]:
-    """The same releases to somebody for whom `variance` times the noise of `noise_steps` counts, as one Gaussian.
-
-    For the trust table: who knows some of the shares sees less noise, who sees one upload alone sees one share. The
-    standard deviation is rounded down.
-    """
-    return tuple(
-        replace(e, noise_steps=math.isqrt(e.noise_steps**2 * variance.numerator // variance.denominator), shares=1)
-        for e in events
-    )
 
 
 def _deviation(event: SampledGaussian, certified: bool) -> float:

@@ -47,6 +47,11 @@ def identity(d: Derived) -> Group:
         "members": [
             {"role": "server", "name": d.roster["server"]["name"], "identity_key": d.roster["server"]["identity_key"]},
             *(
+                {"role": role, "name": d.roster[role]["name"], "identity_key": d.roster[role]["identity_key"]}
+                for role in ("decryptor",)
+                if role in d.roster
+            ),
+            *(
                 {"role": f"client {m['client_id']}", "name": m["name"], "identity_key": m["identity_key"]}
                 for m in d.roster["clients"]
             ),

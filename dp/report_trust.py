@@ -14,6 +14,10 @@ from typing import Any
 from dp.events import SampledGaussian
 
 WHOLE = (1, 1)
+DECRYPTOR_KNOWS = {  # SPEC 6.8
+    "dual": "masked sums, and every released sum and model",
+    "he": "every released sum and model; trusted not to open single inputs together with the server",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
     def shares(unknown: int) -> tuple[int, int]:
         return WHOLE if counted == 1 else (unknown, counted)
 
+    decryptor = (
+        ()
+        if a["assurance"] == "masking"
+        else (Adversary("decryptor", "the decryptor", every, DECRYPTOR_KNOWS[a["assurance"]], True, shares(cohort)),)
+    )
     return (
         Adversary(
             "recipient", "recipient of the final adapter", every, "every released sum and model", True, shares(cohort)
@@ -89,6 +98,7 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
             True,
             shares(cohort - 1),
         ),
+        *decryptor,
         Adversary(
             "aggregation-broken",
             "anybody, if secure aggregation fails",

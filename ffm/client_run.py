@@ -191,7 +191,7 @@ class ClientRun:
         self.on_event({"event": "joined", "round": message.round, "attempt": message.attempt, "same_update": again})
         await self._apply(effects)
         if update.values is not None:
-            await self._apply(session.provide_input(update.values))
+            await self._apply(await asyncio.to_thread(session.provide_input, update.values))
 
     async def _model(self, announced: bytes) -> Model:
         """The model that the attempt starts from: the one that we computed ourselves, if we could, or the server's."""
@@ -261,7 +261,7 @@ class ClientRun:
             raise
         self.on_event({"event": "trained", "round": update.round})
         if joined is not None and joined.session.phase is not Phase.ABORTED:
-            await self._apply(joined.session.provide_input(update.values))
+            await self._apply(await asyncio.to_thread(joined.session.provide_input, update.values))
 
     def _encode(self, update: Update) -> Framed:
         """Fixed point with unbiased rounding; NaN and out-of-range values are refused here, before anything is sent.
@@ -283,7 +283,8 @@ class ClientRun:
             self._next = joined.announcement.model_digest, joined.model  # no sum, no other model
         if joined.session.phase is Phase.ABORTED:
             return  # we left it; what else it has to say is nothing to us
-        await self._apply(joined.session.receive(message))
+        # Masking and encrypting take their time: polls go on meanwhile.
+        await self._apply(await asyncio.to_thread(joined.session.receive, message))
 
     async def _result(self, message: RoundResult) -> None:
         """Recompute the next model from the published sum wherever this client knows the model it started from."""

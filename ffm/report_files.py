@@ -97,12 +97,12 @@ def gather(
         started=state.started,
         ended=ended,
         manifest=SignedDocument(
-            documents.manifest.model_dump(mode="json"),
+            json.loads(documents.manifest.to_bytes()),  # as signed: keys that are left out stay out
             documents.manifest.digest().hex(),
             documents.manifest_signature.hex(),
         ),
         roster=SignedDocument(
-            documents.roster.model_dump(mode="json"), documents.roster.root().hex(), documents.roster_signature.hex()
+            json.loads(documents.roster.to_bytes()), documents.roster.root().hex(), documents.roster_signature.hex()
         ),
         statements=(),
         rounds=[asdict(row) for row in state.rounds],

@@ -8,6 +8,7 @@ import numpy as np
 from secagg.encoding import Words
 from secagg.he.errors import CiphertextError, DisagreementError, OpeningError
 from secagg.he.scheme import BfvParams
+from secagg.types import Rng
 
 TAG = 16
 NONCE = 8
@@ -16,7 +17,8 @@ NONCE = 8
 class InsecureEncryptor:
     """Blocks of the form tag ‖ nonce ‖ words."""
 
-    def __init__(self, params: BfvParams, public_key: bytes) -> None:
+    def __init__(self, params: BfvParams, public_key: bytes, rng: Rng) -> None:
+        self._rng = rng
         if len(public_key) != TAG:
             raise CiphertextError("public key", found=len(public_key), expected=TAG)
         self._params, self._tag = params, public_key
@@ -25,14 +27,14 @@ class InsecureEncryptor:
         """One block per `words_per_block` words."""
         for start in range(0, len(words), self._params.words_per_block):
             part = words[start : start + self._params.words_per_block]
-            yield self._tag + os.urandom(NONCE) + part.astype("<u8").tobytes()
+            yield self._tag + self._rng(NONCE) + part.astype("<u8").tobytes()
 
 
 class InsecureSum:
     """A key and a running sum, synchronous."""
 
-    def __init__(self, params: BfvParams, words: int, clients: Sequence[int]) -> None:
-        self.public_key = os.urandom(TAG)
+    def __init__(self, params: BfvParams, words: int, clients: Sequence[int], rng: Rng) -> None:
+        self.public_key = rng(TAG)
         self._params, self._words = params, words
         self._total = np.zeros(words, dtype="<u8")
         self._made_for = set(clients)
@@ -75,10 +77,13 @@ class InsecureSum:
 class InsecureScheme:
     """`AdditiveScheme` for tests."""
 
+    def __init__(self, rng: Rng = os.urandom) -> None:
+        self._rng = rng
+
     def encryptor(self, params: BfvParams, public_key: bytes) -> InsecureEncryptor:
         """Raises CiphertextError."""
-        return InsecureEncryptor(params, public_key)
+        return InsecureEncryptor(params, public_key, self._rng)
 
     def opening(self, params: BfvParams, words: int, clients: Sequence[int]) -> InsecureSum:
         """A fresh one."""
-        return InsecureSum(params, words, clients)
+        return InsecureSum(params, words, clients, self._rng)

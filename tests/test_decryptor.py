@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ciphertexts import Sealed, framed, unframed
 from simulator import Federation, Simulation, encrypted, make_manifest, random_values
+from vectors.second_lock import REQUESTS, fewer
 
 from protocol import client_phases
 from protocol.client import ClientSession
@@ -323,39 +325,7 @@ def request(change: Callable[[OpeningRequest], OpeningRequest]) -> Callable[[Cli
     return lambda client, message: change(message) if isinstance(message, OpeningRequest) else message
 
 
-def fewer(m: OpeningRequest) -> OpeningRequest:
-    return replace(m, masked=bitmap(ALL[:4], ALL))
-
-
-REQUESTS: dict[str, list[Callable[[OpeningRequest], OpeningRequest]]] = {
-    "the bitmap of U1 is malformed": [lambda m: replace(m, advertised=b"\xff")],
-    "the bitmap of U3 is malformed": [lambda m: replace(m, masked=b"\xf8\x00")],
-    "U1 is too small": [lambda m: replace(m, advertised=b"\xc0")],
-    "U2 is too small": [lambda m: replace(m, shared=b"\xc0")],
-    "the list of hashes is too small": [lambda m: replace(m, listed=b"\xc0")],
-    "U3 is too small": [lambda m: replace(m, masked=bitmap(ALL[:3], ALL)), lambda m: replace(m, masked=b"\x80")],
-    "the hashes are not one for each listed client": [lambda m: replace(m, digests=m.digests[32:])],
-    "a member of U3 is not in the list of hashes": [
-        lambda m: replace(m, listed=bitmap(ALL[:4], ALL), digests=m.digests[:128])
-    ],
-    "too few signatures on U3": [lambda m: replace(m, signatures=m.signatures[:-1])],
-    "the certificate's signers are not ascending members of U3": [
-        lambda m: replace(m, signatures=(*m.signatures[:-1], m.signatures[0])),
-        lambda m: replace(m, masked=bitmap(ALL[1:], ALL)),
-    ],
-    "a signature of the certificate is not on this set": [
-        fewer,  # asked for fewer than the quorum signed
-        lambda m: replace(m, tree_root=bytes(32)),
-        lambda m: replace(m, ledger_seq=m.ledger_seq + 1),
-        lambda m: replace(m, ledger_head=bytes(32)),
-        lambda m: replace(m, digests=bytes(32) + m.digests[32:]),
-        lambda m: replace(m, listed=bitmap(ALL[:4], ALL), digests=m.digests[:128], masked=bitmap(ALL[:4], ALL)),
-        lambda m: replace(m, signatures=((m.signatures[0][0], bytes(64)), *m.signatures[1:])),
-    ],
-}
-
-
-@pytest.mark.parametrize(("reason", "change"), [(r, c) for r, changes in REQUESTS.items() for c in changes])
+@pytest.mark.parametrize(("reason", "change"), [(r, c) for r, changes in REQUESTS.items() for c in changes.values()])
 def test_the_decryptor_refuses_such_a_request(reason: str, change: Callable[[OpeningRequest], OpeningRequest]) -> None:
     run = attempt(consortium(), tamper_server=request(change))
     run.run()
@@ -441,8 +411,19 @@ def over_long(params: BfvParams, key: bytes, words: Words) -> list[bytes]:
     return [block + bytes(100) for block in honest_blocks(params, key, words)]
 
 
+def flip_bit(block: bytes, bit: int) -> bytes:
+    """One bit of the last coefficient of the second polynomial: c1 = a."""
+    content = bytearray(Sealed.read(unframed(block)).content)
+    content[-8 + bit // 8] ^= 1 << (bit % 8)
+    return framed(Sealed(bytes(content)).write())
+
+
 def bit_flipped(params: BfvParams, key: bytes, words: Words) -> list[bytes]:
-    return [bytes([*block[:4000], block[4000] ^ 16, *block[4001:]]) for block in honest_blocks(params, key, words)]
+    return [flip_bit(block, params.modulus.bit_length() - 2) for block in honest_blocks(params, key, words)]
+
+
+def above_the_modulus(params: BfvParams, key: bytes, words: Words) -> list[bytes]:
+    return [flip_bit(block, params.modulus.bit_length()) for block in honest_blocks(params, key, words)]
 
 
 def one_more(params: BfvParams, key: bytes, words: Words) -> list[bytes]:
@@ -455,7 +436,8 @@ EVIL: list[tuple[Callable[..., list[bytes]], str]] = [
     (other_parameters, "leading fields"),
     (truncated, "header of a sealed object|bytes of the ciphertext"),
     (over_long, "bytes of the ciphertext|bytes of a sealed object"),
-    (bit_flipped, "compressed frame|leading fields|modulus|content|sum"),
+    (bit_flipped, "the opened value is no sum of limbs"),
+    (above_the_modulus, "a coefficient that is not below its modulus"),
     (one_more, "a ciphertext that cannot be read: more ciphertexts"),
 ]
 

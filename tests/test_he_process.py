@@ -171,6 +171,27 @@ def limits(what: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", LIMITS, what], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+def test_its_memory_is_one_sum_whatever_the_number_of_clients() -> None:
+    begin = Begin(BfvParams(8, 32), 100 * P.words_per_block, tuple(range(1, 9)))
+    assert begin.sum_bytes == 100 * 2**16
+
+    def peak(process: HeProcess) -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    async def act(process: HeProcess) -> None:
+        block = next(Bfv().encryptor(begin.params, process.public_key).encrypt(VECTORS[0]))
+        start = peak(process)
+        for client in begin.clients:
+            for number in range(100):
+                await process.add(client, number, block)
+        assert peak(process) - start < begin.sum_bytes + 4 * 2**20  # all ciphertexts are 45 MiB
+        await process.open_()
+        assert peak(process) - start < 2 * begin.sum_bytes + 24 * 2**20
+
+    with_process(act, begin)
+
+
 def test_its_memory_is_bounded() -> None:
     done = limits("memory")
     assert done.stdout.strip() == "bounded", done.stderr
@@ -202,6 +223,16 @@ def test_a_worker_refuses_what_is_out_of_order() -> None:
     assert isinstance(asked(9), OpeningError)
     for body in (b"", b"123", bytes(13), pipe.pack_begin(BEGIN)[pipe.REQUEST.size : -1]):
         assert isinstance(asked(Op.BEGIN, body), ParameterError)
+
+
+def test_one_process_holds_one_key() -> None:
+    begin = pipe.pack_begin(BEGIN)
+    command = [sys.executable, "-m", "secagg.he.worker"]
+    done = subprocess.run(command, input=begin + begin, stdout=subprocess.PIPE, cwd=ROOT, timeout=60, check=True)
+    good, length = pipe.ANSWER.unpack_from(done.stdout)
+    again = done.stdout[pipe.ANSWER.size + length :]
+    assert good == 1 and pipe.ANSWER.unpack_from(again)[0] == 0
+    assert pipe.unpack_error(again[pipe.ANSWER.size :]).what == "a second sum in one process"
 
 
 def test_errors_keep_their_class_and_parts() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacker import LyingServer, lying
-from simulator import Federation, Simulation, insecure_rng, make_manifest, random_values
+from ciphertexts import Sealed, framed, unframed
+from simulator import Federation, Simulation, encrypted, insecure_rng, make_manifest, random_values
 from test_layering import violations
 from vectors.client_checks import EVIL, STAGES, JoinCase, advance, announcements, honest
 
@@ -20,9 +21,12 @@ from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng
 from protocol import client as client_session
 from protocol import client_phases, signed
+from protocol import decryptor as decryptor_module
 from protocol.client_states import AwaitingKeys, ClientMemory
+from protocol.decryptor import DecryptorSession
 from protocol.drops import DropReason
-from protocol.effects import Abort, Released, ReleaseRecord
+from protocol.effects import Abort, Released, ReleaseRecord, Upload
+from protocol.encrypted import OpeningRequest, pack, packed_digest
 from protocol.errors import DocumentError, RemoteProtocolError
 from protocol.manifest import KIND as MANIFEST_KIND
 from protocol.manifest import sign_manifest, verify_manifest
@@ -31,9 +35,13 @@ from protocol.release import ReleaseLedger, follow, resupply
 from secagg import aead, kdf, key_agreement, prg, shamir
 from secagg.encoding import SlotEncoding
 from secagg.errors import EncodingError, ParameterError
-from secagg.masking import frame
+from secagg.he.bfv import Bfv
+from secagg.he.guard import check_ciphertext
+from secagg.he.scheme import LIBRARY, BfvParams
+from secagg.masking import frame, unframe
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey, VerifyKey
+from secagg.transcript import bitmap
 from secagg.types import ClientId, Phase, Secret
 
 ME, PEER, VICTIM, CORRUPT = ClientId(1), ClientId(2), ClientId(3), ClientId(5)
@@ -966,19 +974,101 @@ def test_a17_only_its_own_signed_rows_are_adopted(fault: str) -> None:
 # -- A20: a decryptor -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("assurance", ["dual", "he", "none", ""])
-def test_a20_there_is_no_decryptor_to_abuse(assurance: str) -> None:
-    """Homomorphic encryption is not in this version: a manifest that asks for it is refused, even if it is signed.
-
-    The attack itself (a decryptor asked for one summand, or given a cancelling ciphertext) comes with the decryptor.
-    """
+def with_aggregation(**changes: object) -> DocumentError:
+    """Why a signed manifest with these entries is refused."""
     owner = SigningKey.generate(insecure_rng("owner"))
     document = json.loads(make_manifest().to_bytes())
-    document["aggregation"]["assurance"] = assurance
+    document["aggregation"] |= changes
     body = signed.canonical(document)
     with pytest.raises(DocumentError) as caught:
         verify_manifest(body, signed.sign(MANIFEST_KIND, body, owner), owner.verify_key)
-    assert caught.value.code == "E305" and "assurance" in str(caught.value.found)
+    return caught.value
+
+
+@pytest.mark.parametrize("assurance", ["dual", "he", "none", ""])
+def test_a20_an_assurance_without_its_encryption_is_refused(assurance: str) -> None:
+    error = with_aggregation(assurance=assurance)
+    assert error.code == "E305" and ("assurance" in str(error.found) or "encryption" in str(error.found))
+
+
+def test_a20_encryption_that_is_none_or_unsafe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"scheme": "bfv", "limb_bits": 22, "library": LIBRARY}
+    for encryption in ({**good, "scheme": "ckks"}, {**good, "limb_bits": 20}, {**good, "library": "tenseal"}, {}):
+        assert with_aggregation(assurance="dual", encryption=encryption).code == "E305"
+    assert with_aggregation(encryption=good).code == "E305"  # with masking
+    assert with_aggregation(encryption=None).code == "E303"  # the key is left out, never null
+    monkeypatch.setattr("protocol.manifest.DENIED_LIBRARIES", frozenset([LIBRARY]))
+    error = with_aggregation(assurance="dual", encryption=good)
+    assert error.code == "E305" and "known to be unsafe" in str(error.found)
+
+
+def one_summand() -> tuple[Simulation, list[np.ndarray]]:
+    """The server asks for the victim's input alone; (the attempt, what the decryptor gave out)."""
+    federation = Federation.create(make_manifest(**encrypted("he")))
+    alone = bitmap([VICTIM], tuple(range(1, 6)))
+
+    def tamper(client: ClientId, message: object) -> object:
+        return replace(message, masked=alone) if isinstance(message, OpeningRequest) else message
+
+    run = Simulation(federation, random_values(federation.manifest, range(1, 6)), tamper_server=tamper)
+    given: list[np.ndarray] = []
+    apply = run._apply_decryptor
+
+    def watch(effects: tuple[object, ...]) -> None:
+        given.extend(effect.words.copy() for effect in effects if isinstance(effect, Upload))
+        apply(effects)  # type: ignore[arg-type]
+
+    run._apply_decryptor = watch  # type: ignore[method-assign, assignment]
+    assert isinstance(run.run(), Abort)
+    return run, given
+
+
+def test_a20_a_request_for_one_summand_is_refused() -> None:
+    run, given = one_summand()
+    assert run.decryptor_error is not None and "U3 is too small" in run.decryptor_error.what
+    assert given == []
+
+
+def test_a20_succeeds_against_a_decryptor_that_trusts_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecryptorSession, "_check_quorum", lambda self, message, u3, body: None)
+    members = decryptor_module._members
+    monkeypatch.setattr(decryptor_module, "_members", lambda what, bits, within, _: members(what, bits, within, 1))
+    run, given = one_summand()
+    assert same(unframe(given[0], 1, run.server.params), run.values[VICTIM])
+
+
+def cancelled(hashes_first: bool) -> object:
+    """The corrupt client's ciphertext is the negative of another one's, so that the victim's alone is left."""
+    params = make_manifest(**encrypted("he")).secagg_params()
+    values = random_values(make_manifest(), range(1, 6))
+    opening = Bfv().opening(params.bfv, params.total_words, (1, 2, 3))
+    opening.expect((1, 2, 3))
+    encryptor = Bfv().encryptor(params.bfv, opening.public_key)
+    block = {c: next(encryptor.encrypt(frame(values[ClientId(c)], params))) for c in (1, 2)}
+    committed = packed_digest(pack([next(encryptor.encrypt(frame(values[CORRUPT], params)))]))
+    third = negative(block[1], params.bfv)
+    if hashes_first and packed_digest(pack([third])) != committed:
+        return None  # it signed another digest before it could see the victim's ciphertext
+    for client, data in ((1, block[1]), (2, block[2]), (3, third)):
+        opening.add(client, 0, data)
+    total = opening.open_()
+    return unframe(total, 1, params) if same(total, frame(values[PEER], params)) else None
+
+
+def negative(ciphertext: bytes, params: BfvParams) -> bytes:
+    """Encrypts minus what `ciphertext` encrypts; well-formed in every respect."""
+    coefficients = check_ciphertext(ciphertext, params)
+    minus = (np.uint64(params.modulus) - coefficients) % np.uint64(params.modulus)
+    content = Sealed.read(unframed(ciphertext)).content
+    return framed(Sealed(content[: -minus.nbytes] + minus.astype("<u8").tobytes()).write())
+
+
+def test_a20_a_cancelling_ciphertext_has_no_listed_hash() -> None:
+    assert cancelled(hashes_first=True) is None
+
+
+def test_a20_cancelling_succeeds_where_hashes_do_not_come_first() -> None:
+    assert same(cancelled(hashes_first=False), random_values(make_manifest(), range(1, 6))[PEER])
 
 
 # -- every field that the server fills in -----------------------------------------------------------------------------
@@ -1015,7 +1105,6 @@ def test_a_survivor_set_is_remembered_for_the_published_result() -> None:
 # -- every attack has its row -----------------------------------------------------------------------------------------
 
 NOT_PREVENTED = {8, 11}  # THREAT_MODEL 5: the row shows what remains
-NO_DECRYPTOR = {20}
 LEAK_SHOWN_IN_VIEW = {21}
 
 
@@ -1035,5 +1124,5 @@ def test_every_attack_has_its_row(attack: int) -> None:
     """At least one test where it is refused, and one where it succeeds on a copy without the check."""
     tests = rows()[attack]
     succeeds = [t for t in tests if "succeeds" in t or (attack in LEAK_SHOWN_IN_VIEW and "is_found" in t)]
-    assert succeeds or attack in NOT_PREVENTED | NO_DECRYPTOR
+    assert succeeds or attack in NOT_PREVENTED
     assert set(tests) - set(succeeds)

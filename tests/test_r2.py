@@ -3,7 +3,6 @@
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from simulator import insecure_rng, make_manifest
 from test_training import adapted_model, records
 
 from dp import accountant
-from dp.accountant import ABOVE_CEILING, calibrate, epsilon, seen_with
+from dp.accountant import ABOVE_CEILING, calibrate, epsilon
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.events import SampledGaussian, event_tree, parse
 from dp.mechanism import GaussianMechanism
@@ -229,16 +228,6 @@ def test_a_mixture_against_its_definition_by_numerical_integration() -> None:
     event = SampledGaussian(1, Fraction(3, 10), int(sigma * grid), grid, records=2)
     found = float(accountant.delta_at([event], [Decimal(str(e))])[0])
     assert worst <= found <= worst * 1.01 + 1e-6
-
-
-def test_less_noise_for_whoever_knows_some_of_it() -> None:
-    event = replace(REFERENCE, shares=5)
-    alone = seen_with([event], Fraction(1, 5))[0]
-    assert alone == replace(REFERENCE, noise_steps=isqrt(65536**2 // 5))
-    figures = [
-        Decimal(epsilon(seen_with([event], Fraction(k, 5)), Decimal("1e-5"), prv=False).epsilon) for k in (10, 5, 4)
-    ]
-    assert figures == sorted(figures)
 
 
 def test_calibration_under_shares_keeps_its_promise() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from report_sample import DIGEST, attempt, facts, group, manifest, statement
+from report_sample import DIGEST, ROOT, attempt, facts, group, manifest, roster, statement
 
 from dp.accountant import ABOVE_CEILING, epsilon, membership_advantage
 from dp.events import SampledGaussian
@@ -16,6 +16,7 @@ from dp.report import SignedDocument, SignedStatement, build_report, verify_repo
 from dp.report_figures import NO_CERTIFICATE, planned_event
 from dp.report_html import render_html
 from dp.report_schema import schema
+from dp.report_trust import adversaries
 
 DELTA = Decimal("0.000001")
 COHORT, CORRUPT = 4, 1
@@ -30,10 +31,10 @@ def distributed(**privacy: Any) -> dict[str, Any]:
     return value
 
 
-def report(**privacy: Any) -> dict[str, Any]:
+def report(last: int = 6, **privacy: Any) -> dict[str, Any]:
     document = distributed(**privacy)
     event = planned_event(document)
-    rounds = range(1, 31)
+    rounds = range(1, last + 1)
     own = [Charge("icd-chapters", DIGEST, r, 0, event) for r in rounds]
     foreign = Charge("pilot", "77" * 32, 1, 0, planned_event(manifest()))  # of another task, under R1
     statements = [SignedStatement(statement(k, [foreign, *own] if k == 2 else own), "e3" * 64) for k in (1, 2, 3, 4)]
@@ -68,10 +69,10 @@ def test_each_row_has_the_noise_that_is_left(whole: dict[str, Any]) -> None:
         noise = isqrt(98304**2 * count // SHARES)
         assert rows[name]["noise"]["noise_steps"] == noise, name
         assert (rows[name]["noise"]["shares_unknown_to_it"], rows[name]["noise"]["shares_charged"]) == (count, SHARES)
-        expected = epsilon([SampledGaussian(30, Fraction(1, 8), noise, 65536, SHARES)], DELTA, prv=False)
+        expected = epsilon([SampledGaussian(6, Fraction(1, 8), noise, 65536, SHARES)], DELTA, prv=False)
         assert {c["client_id"]: c["epsilon"] for c in rows[name]["per_client"]}[1] == expected.epsilon, name
         foreign = SampledGaussian(10, Fraction(1, 8), 98304, 65536)  # R1: its noise is whole for everybody
-        both = epsilon([SampledGaussian(30, Fraction(1, 8), noise, 65536, SHARES), foreign], DELTA, prv=False)
+        both = epsilon([SampledGaussian(6, Fraction(1, 8), noise, 65536, SHARES), foreign], DELTA, prv=False)
         assert rows[name]["epsilon"] == both.epsilon and rows[name]["worst"]["client_id"] == 2
     assert Decimal(rows["recipient"]["epsilon"]) < Decimal(rows["malicious-server"]["epsilon"])
     assert Decimal(rows["aggregation-broken"]["epsilon"]) > Decimal(rows["malicious-server"]["epsilon"])
@@ -84,7 +85,7 @@ def test_the_headline_is_the_malicious_server_and_what_was_charged(whole: dict[s
     assert headline["epsilon"] == group(whole, "accounting")["per_client"][1]["figures"]["epsilon"]
     risk = group(whole, "risk")["per_client"][0]
     assert risk["membership_advantage"] == membership_advantage(
-        [SampledGaussian(30, Fraction(1, 8), 98304, 65536, SHARES)]
+        [SampledGaussian(6, Fraction(1, 8), 98304, 65536, SHARES)]
     )
 
 
@@ -114,12 +115,48 @@ def test_one_upload_alone_may_have_no_certificate() -> None:
     assert "no certificate" in render_html(few)
 
 
-def test_several_records_of_a_person_cost_more(whole: dict[str, Any]) -> None:
-    several = report(records_per_person=2, people_in_several_silos="within-bound")
-    one, two = (group(r, "guarantee")["headline"]["epsilon"] for r in (whole, several))
-    assert Decimal(two) > Decimal("1.5") * Decimal(one)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pytest.param({"sampling_denominator": 1, "noise_steps": 983040}, id="q = 1"),
+        pytest.param({}, id="mixture", marks=pytest.mark.slow),
+    ],
+)
+def test_several_records_of_a_person_cost_more(sampling: dict[str, int]) -> None:
+    several = report(1, records_per_person=2, people_in_several_silos="within-bound", **sampling)
+    one, two = (
+        group(r, "guarantee")["per_client"][0]["epsilon"] for r in (report(1, **sampling), several)
+    )  # client 1 has no other task in its ledger
+    assert Decimal(two) > Decimal("1.2") * Decimal(one)
     assert "up to 2" in group(several, "unit")["meaning"]
     assert [c.name for c in verify_report(several, prv=False) if not c.ok] == []
+
+
+def test_a_decryptor_is_a_member_and_a_row() -> None:
+    document, members = distributed(), roster()
+    document["aggregation"]["assurance"] = "dual"
+    members["decryptor"] = {"name": "keyholder", "identity_key": "ab" * 32, "tls_key_sha256": "cd" * 32}
+    assert [a.id for a in adversaries(distributed())].count("decryptor") == 0
+    row = next(a for a in adversaries(document) if a.id == "decryptor")
+    assert row.declared and row.shares == (COHORT, SHARES)
+    document["privacy"]["protocol"] = "R1"
+    with_one = build_report(
+        facts(
+            manifest=SignedDocument(document, DIGEST, ""),
+            roster=SignedDocument(members, ROOT, ""),
+            statements=(),
+            rounds=(),
+            utility=(),
+            evaluation_people="no-evaluation",
+        ),
+        prv=False,
+    )
+    assert group(with_one, "identity")["members"][1] == {
+        "role": "decryptor",
+        "name": "keyholder",
+        "identity_key": "ab" * 32,
+    }
+    assert "the decryptor" in render_html(with_one)
 
 
 def test_without_colluders_another_client_is_the_worst_row() -> None:

@@ -81,6 +81,19 @@ MAPS = ("drops", "reported_faults", "versions", "subject", "governance")
 
 def test_every_object_is_closed_and_every_key_required() -> None:
     report, tried, seen = sample_report(), 0, set()
+    groups = [VALIDATOR.evolve(schema=part) for part in schema()["properties"]["groups"]["prefixItems"]]
+    facts_alone = VALIDATOR.evolve(schema=schema()["properties"]["facts"])
+
+    def valid(path: tuple[str | int, ...]) -> bool:
+        """The part that was edited; the whole where it is no part of its own."""
+        match path[:2]:
+            case ("groups", int(number)):
+                return groups[number].is_valid(report["groups"][number])
+            case ("facts", _):
+                return facts_alone.is_valid(report["facts"])
+            case _:
+                return VALIDATOR.is_valid(report)
+
     for path in list(objects(report)):
         shape_of = tuple(key for key in path if isinstance(key, str)) + path[:2]
         if any(key in ELSEWHERE for key in path) or shape_of in seen:
@@ -90,13 +103,13 @@ def test_every_object_is_closed_and_every_key_required() -> None:
         for key in path:
             place = place[key]
         place["a_new_key"] = 1
-        assert not VALIDATOR.is_valid(report), path
+        assert not valid(path), path
         del place["a_new_key"]
         for key in list(place) if path[-1:] not in [(name,) for name in MAPS] else []:
             if key == "measure":
                 continue
             kept = place.pop(key)
-            assert not VALIDATOR.is_valid(report), (*path, key)
+            assert not valid(path), (*path, key)
             place[key] = kept
             tried += 1
     assert tried > 250 and VALIDATOR.is_valid(report)

@@ -32,8 +32,10 @@ from protocol._pb import secagg_pb2 as pb
 from protocol.client import ClientSession
 from protocol.client_states import ClientMemory, ClientSetup
 from protocol.codec import decode_client, decode_server
+from protocol.decryptor import DecryptorMemory, DecryptorSession, DecryptorSetup
 from protocol.drops import DropReason
-from protocol.effects import Abort, AcceptUpload
+from protocol.effects import Abort, AcceptUpload, Fetch
+from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest, verify_manifest
 from protocol.messages import Announcement
 from protocol.release import ReleaseLedger
@@ -373,6 +375,86 @@ def test_commitments(vector: dict[str, Any]) -> None:
     assert made.hex() == vector["gives"]
 
 
+@pytest.mark.parametrize("vector", load("second_lock"), ids=lambda v: v["operation"])
+def test_second_lock(vector: dict[str, Any]) -> None:
+    raw = vector["given"]
+    g = {k: unhex(v) if isinstance(v, str) and k != "manifest" else v for k, v in raw.items()}
+    if vector["operation"] == "packed_input":
+        packed = b"".join(len(unhex(b)).to_bytes(4, "big") + unhex(b) for b in raw["blocks"])
+        digest = hashlib.sha256(enc("encrypted-input") + packed).digest()
+        assert vector["gives"] == {"packed": packed.hex(), "digest": digest.hex()}
+        return
+    if vector["operation"] == "params_with_encryption":
+        params_with_encryption(raw["manifest"], vector["gives"])
+        return
+    key = h("decryptor-key", g.get("public_key", b""))
+    made = {
+        "key_digest": lambda: key,
+        "key_body": lambda: enc("sign-decryptor-key", g["ctx"], key),
+        "root_u1_with_key": lambda: h("root-u1", g["ctx"], g["advertised"], g["tree_root"], key),
+        "input_hash_body": lambda: enc(
+            "sign-input-hash",
+            *(g[k] for k in ("ctx", "root_u2", "client", "digest", "total_bytes")),
+            b"".join(c.to_bytes(8, "big") for c in g["complaints"]),
+        ),
+        "hash_list": lambda: h("hash-list", g["root_u2"], g["listed"], g["digests"]),
+        "encrypted_input_body": lambda: enc(
+            "sign-encrypted-input", *(g[k] for k in ("ctx", "hash_list", "client", "digest", "total_bytes"))
+        ),
+        "hash_u3_with_list": lambda: h("root-u3", g["root_u2"], g["masked"], g["hash_list"]),
+        "opened_body": lambda: enc("sign-opened-sum", *(g[k] for k in ("ctx", "hash_u3", "digest", "total_words"))),
+    }[vector["operation"]]()
+    assert made.hex() == vector["gives"]
+
+
+def params_with_encryption(manifest: str, gives: dict[str, Any]) -> None:
+    """4.1 with four fields more."""
+    a = json.loads(manifest)["aggregation"]
+    length = json.loads(manifest)["adapter"]["tensors"][0]["shape"][0]
+    n, c, bits = a["num_clients"], a["max_corrupt"], a["encryption"]["limb_bits"]
+    t = (n + c) // 2 + 1
+    most = 2 * n * (2**bits - 1)
+    plain = next(x for x in range(most // 8192 * 8192 + 1, 2**62, 8192) if x > most and isprime(x))
+    special, modulus = top_primes(next(b for b in range(36, 55) if 4 * plain * he_noise(n) < top_primes(b)[1]))
+    fields = (n, c, a["max_dropouts"], a["min_cohort"], n - 1, t, t, c, length, a["slots_per_word"], a["scale"])
+    tail = (a["bound"], a["chunk_words"], bits, plain, modulus, special)
+    made = h("params", b"complete", b"aes-256-ctr", a["assurance"].encode(), *fields, *tail)
+    payload = 1 + -(-length // a["slots_per_word"])
+    words = payload + -(-payload // (a["chunk_words"] - 1))
+    assert gives == {"params_digest": made.hex(), "blocks": -(-words // (4096 // -(-64 // bits)))}
+
+
+def asked_decryptor() -> DecryptorSession:
+    """The decryptor of opening_request.json, with its key announced."""
+    (vector,) = load("opening_request")
+    g = vector["given"]
+    manifest = Manifest.model_validate_json(g["manifest"])
+    roster = Roster.model_validate_json(g["roster"])
+    cohort = tuple(ClientId(c) for c in g["cohort"])
+    digests = (unhex(g["manifest_digest"]), unhex(g["roster_root"]), unhex(g["model_digest"]))
+    announcement = Announcement(g["round"], g["attempt"], *digests, cohort, 0)
+    key = SigningKey.generate(insecure_rng("decryptor"))
+    session = DecryptorSession(
+        DecryptorSetup(key, roster, manifest, manifest.secagg_params()), announcement, DecryptorMemory()
+    )
+    session.start(unhex(g["public_key"]))
+    return session
+
+
+def test_the_honest_request_is_answered() -> None:
+    (vector,) = load("opening_request")
+    (fetch,) = asked_decryptor().receive(decode_server(unhex(vector["given"]["frame"])))
+    assert isinstance(fetch, Fetch) and list(fetch.clients) == vector["gives"]["masked"]
+
+
+@pytest.mark.parametrize("vector", load("bad_opening_request"), ids=lambda v: v["why"])
+def test_a_decryptor_refuses(vector: dict[str, Any]) -> None:
+    session = asked_decryptor()
+    with pytest.raises(RemoteProtocolError) as caught:
+        session.receive(decode_server(unhex(vector["given"]["frame"])))
+    assert (caught.value.code, caught.value.what) == (vector["code"], vector["what"]) and session.ended
+
+
 @pytest.mark.parametrize("vector", load("he"), ids=lambda v: f"{v['operation']} {v['given']['limb_bits']}")
 def test_he(vector: dict[str, Any]) -> None:
     g, gives = vector["given"], vector["gives"]
@@ -510,6 +592,8 @@ def refuse(operation: str, g: dict[str, Any]) -> object:
             return join(g["attempt"], decode_server(unhex(g["frame"])), memory)
         case "client.receive":
             return after(g["attempt"], g["after"]).receive(decode_server(unhex(g["frame"])))
+        case "decryptor.receive":
+            return asked_decryptor().receive(decode_server(unhex(g["frame"])))
         case "pack" | "unpack" | "quantize" | "encoding":
             return encode_slots(operation, g)
     raise AssertionError(operation)

@@ -224,7 +224,7 @@ class Site:
                         case RoundResult() | AttemptAborted() | Finished():
                             self.results.append(message)
                         case _ if session is not None:
-                            if not await self._apply(rpc, session.receive(message)):
+                            if not await self._apply(rpc, await asyncio.to_thread(session.receive, message)):
                                 return
         finally:
             self.journal.close()
@@ -276,6 +276,7 @@ class DecryptorSite:
     hub: Hub
     port: int = 0
     tls: pki.TlsIdentity | None = None
+    patience: Patience = QUICK
     events: list[dict[str, Any]] = field(default_factory=list)
     processes: list[HeProcess] = field(default_factory=list)
 
@@ -285,7 +286,7 @@ class DecryptorSite:
         journal = DecryptorJournal(self.hub.folder / "decryptor" / "journal.sqlite", f.manifest.digest())
         try:
             tls = self.tls or decryptor_certificate()
-            async with AggregationClient(HOST, self.port or self.hub.port, tls, patience=QUICK) as rpc:
+            async with AggregationClient(HOST, self.port or self.hub.port, tls, patience=self.patience) as rpc:
                 made = DecryptorRun(f.decryptor_setup, rpc, journal, self._make)
                 made.on_event = self.events.append
                 return await made.run()

@@ -21,6 +21,8 @@ join_app = typer.Typer(help="Become a member: keys are made at the site and neve
 app.add_typer(report_app, name="report")
 app.add_typer(demo_app, name="demo")
 app.add_typer(join_app, name="join")
+privacy_app = typer.Typer(help="What a plan costs, before anything is trained.", no_args_is_help=True)
+app.add_typer(privacy_app, name="privacy")
 
 FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs")]
 SiteArgument = Annotated[Path, typer.Argument(help="the site's folder", metavar="SITE")]
@@ -193,6 +195,38 @@ def report_schema() -> None:
     from ffm.cli.report import schema
 
     schema()
+
+
+@privacy_app.command("calibrate")
+def privacy_calibrate(
+    target: Annotated[str, typer.Option("--epsilon", help="the ε that shall not be exceeded, for example 3")],
+    delta: Annotated[str, typer.Option("--delta", help="for example 0.00001")],
+    sampling: Annotated[str, typer.Option("--sampling", help="probability of a record in a step, as a/b")],
+    steps: Annotated[int, typer.Option("--steps", help="noised steps of all rounds and attempts", min=1)],
+    clip_steps: Annotated[int, typer.Option("--clip-steps", help="clip norm in grid steps", min=1)] = 65536,
+    shares: Annotated[int, typer.Option("--shares", help="R2: min_cohort - max_corrupt", min=1)] = 1,
+    records: Annotated[int, typer.Option("--records", help="records of one person", min=1, max=64)] = 1,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Which noise for this ε? The smallest noise_steps whose certified ε is at most that."""
+    with reported(format_):
+        from ffm.cli.privacy import number, probability, show_noise
+
+        planned = (steps, probability(sampling), 1, clip_steps, shares, records)
+        show_noise(number("--epsilon", target), number("--delta", delta), planned, Output(format_))
+
+
+@privacy_app.command("plan")
+def privacy_plan(
+    settings: Annotated[Path, typer.Argument(help="the task's settings", metavar="SETTINGS.toml")],
+    model: Annotated[str | None, typer.Option("--model", help="section of the settings; default: the first")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """What will these settings cost, and can anything be learned? ε, noise and signal for each adversary."""
+    with reported(format_):
+        from ffm.cli.privacy import show_plan
+
+        show_plan(settings, model, Output(format_))
 
 
 @demo_app.command("hospital")

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from protocol.effects import upload_shape
+from protocol.encrypted import BlockReader, EncryptedInput
 from protocol.errors import RemoteProtocolError, TransportError
 from protocol.messages import UploadHeader
 from protocol.rpc.unmask import add_uploads, unmask
@@ -44,6 +45,7 @@ class Spool:
         self.received = 0
         self.complete = False
         self._shape = upload_shape(header, params)
+        self._params = params
         self._digest = InputDigest(self._shape.label)
         self._holder = 0
         self._turn = asyncio.Lock()  # one chunk at a time, also where two streams overlap for a moment
@@ -201,6 +203,8 @@ class Spool:
             self._shut()
             self._digest, self.received = InputDigest(self._shape.label), 0
             raise _bad_upload("an upload with other content than its header", "another SHA-256", "the signed one")
+        if isinstance(self.header, EncryptedInput):
+            self._check_ciphertexts()
         with self._lock:
             if self._discarded:
                 raise _given_up()
@@ -212,6 +216,21 @@ class Spool:
                 raise disk_failed(self.path, error) from error
             self.complete = True
         self._shut()
+
+    def _check_ciphertexts(self) -> None:
+        """SPEC 7.9: what the decryptor would refuse later costs its sender only, if it is refused now."""
+        from secagg.he.errors import CiphertextError  # zstandard comes with the extra `he`
+        from secagg.he.guard import check_ciphertext
+
+        reader = BlockReader(self._params.num_blocks)
+        try:
+            for index in range(self.total):
+                for block in reader.feed(self.chunk(index)):
+                    check_ciphertext(block, self._params.bfv)
+            if not reader.complete:
+                raise ValueError("another number of ciphertexts")
+        except (ValueError, CiphertextError) as error:
+            raise _bad_upload("an encrypted input that cannot be added", str(error), "one of SPEC 3.8") from None
 
     def _shut(self) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from secagg.he.bfv import BfvOpening
 from secagg.he.errors import OpeningError, WorkerError
 from secagg.he.pipe import REQUEST, Op, pack_answer, pack_error, unpack_begin, unpack_expect, words_to_bytes
 
-MEMORY = 2 << 30  # address space beside the running sum and its words: libraries, stacks, one block
+MEMORY = 1 << 30  # address space beside the running sum and its words: libraries, stacks, one block
 CPU_S = 20  # processor time of one request beside the opening, which takes a millisecond a block
 BLOCKS_PER_S = 100
 LARGEST_FRAME = 1 << 24  # of a peer's block or of a first request with 65,537 clients

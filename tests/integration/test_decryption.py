@@ -1,6 +1,7 @@
 """Encrypted rounds over real mutual TLS, with the real scheme and the decryptor's key in a process of its own."""
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from simulator import Federation, encrypted, random_values
+from test_decryptor import Evil, above_the_modulus, one_more, other_parameters, over_long, truncated
 from wire import (
     HOST,
     QUICK,
@@ -31,13 +33,14 @@ from protocol.messages import Announcement, Finished, RoundResult
 from protocol.rpc import frames, limits
 from protocol.rpc.client import AggregationClient
 from protocol.rpc.credentials import channel_credentials
-from protocol.rpc.limits import Deadlines
+from protocol.rpc.limits import Deadlines, Patience
 from secagg.encoding import Values
 from secagg.he.bfv import Bfv
 from secagg.types import DECRYPTOR, ClientId, Phase
 
 N = 4
 PATIENT = Deadlines(grace=3.0)
+LASTING = Patience(unreachable=300.0, call=120.0)
 
 
 def consortium(assurance: str = "dual", n: int = N, length: int = 200, **changes: Any) -> Federation:
@@ -98,6 +101,30 @@ def test_a_lost_client_stops_nothing(tmp_path: Path, phase: Phase) -> None:
         assert exact(outcome, (1, 2, 3, 4) if phase is Phase.CONSISTENCY_CHECK else (1, 2, 4))
 
     play(DUAL, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "make", [truncated, over_long, other_parameters, above_the_modulus, one_more], ids=lambda m: m.__name__
+)
+def test_a_malformed_ciphertext_costs_its_sender_only(tmp_path: Path, make: Callable[..., list[bytes]]) -> None:
+    """It has the digest that its client signed; the server finds out before it counts as uploaded."""
+    evil = replace(DUAL, scheme=Evil(make))
+
+    async def scenario(hub: Hub) -> None:
+        bad = Site(replace_federation(hub, evil), ClientId(3), VALUES[ClientId(3)])
+        async with running(DecryptorSite(hub), *sites(hub, c3=bad)) as tasks:
+            assert exact(await hub.run(PATIENT), (1, 2, 4))
+            with pytest.raises(TransportError, match="refused a call"):
+                await tasks[3]
+
+    play(DUAL, tmp_path, scenario)
+
+
+def replace_federation(hub: Hub, federation: Federation) -> Hub:
+    """The same server, as a client with another federation sees it."""
+    other = copy.copy(hub)
+    other.federation = federation
+    return other
 
 
 def test_without_a_decryptor_the_attempt_ends_and_the_next_one_goes_on(tmp_path: Path) -> None:
@@ -235,15 +262,20 @@ def test_ten_clients_a_million_parameters(tmp_path: Path) -> None:
     n, length = 10, 1_000_000
     changes = {"aggregation__max_corrupt": 3, "aggregation__min_cohort": 7, "aggregation__chunk_words": 65536}
     totals = []
-    values = random_values(federation(n, length, **changes).manifest, range(1, n + 1))
+    bound = federation(n, length, **changes).manifest.aggregation.bound
+    spread = np.arange(length, dtype=np.int64)
+    values = {ClientId(c): (spread * 7919 * c + c) % (2 * bound + 1) - bound for c in range(1, n + 1)}
     for name, f in (
         ("masking", federation(n, length, **changes)),
         ("dual", consortium("dual", n, length, **changes)),
     ):
 
         async def scenario(hub: Hub) -> None:
-            decryptor = [] if hub.federation.roster.decryptor is None else [DecryptorSite(hub)]
-            async with running(*decryptor, *sites(hub, values)):
+            decryptor = [] if hub.federation.roster.decryptor is None else [DecryptorSite(hub, patience=LASTING)]
+            everybody = sites(hub, values)
+            for site in everybody:
+                site.patience = LASTING
+            async with running(*decryptor, *everybody):
                 outcome = await hub.run(Deadlines(300.0, 300.0, 600.0, 300.0, 300.0, grace=60.0))
                 assert isinstance(outcome, Released), outcome
                 totals.append(outcome.total)

@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from vectors import attempts, frames, he, primitives, refusals  # noqa: E402
+from vectors import attempts, frames, he, primitives, refusals, second_lock  # noqa: E402
 
 from secagg.types import Phase  # noqa: E402
 
@@ -42,6 +42,9 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "bad_he_sum": he.bad_sums,
     "bad_he_ciphertext": he.bad_ciphertexts,
     "bad_he_public_key": he.bad_public_keys,
+    "second_lock": second_lock.digests,
+    "opening_request": second_lock.requests,
+    "bad_opening_request": second_lock.bad_requests,
     "attempt": lambda: attempts.attempt(None),
     "attempt_advertise_keys": lambda: attempts.attempt(Phase.ADVERTISE_KEYS),
     "attempt_share_keys": lambda: attempts.attempt(Phase.SHARE_KEYS),
