@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from insecure_scheme import InsecureScheme
 
 from protocol.client import ClientMemory, ClientSession, ClientSetup
 from protocol.decryptor import DecryptorMemory, DecryptorSession, DecryptorSetup
@@ -44,6 +43,7 @@ from secagg.labels import OPENED_SUM
 from secagg.masking import InputDigest, add_masks, chunks
 from secagg.signing import SigningKey
 from secagg.types import DECRYPTOR, ClientId, Phase, Rng
+from tests.insecure_scheme import InsecureScheme
 
 
 def insecure_rng(seed: object) -> Rng:

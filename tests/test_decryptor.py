@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ciphertexts import Sealed, framed, unframed
-from insecure_scheme import InsecureScheme
 from simulator import Federation, Simulation, encrypted, make_manifest, random_values
 from vectors.second_lock import REQUESTS, fewer
 
@@ -53,6 +52,7 @@ from secagg.he.bfv import Bfv
 from secagg.he.scheme import BfvParams
 from secagg.transcript import bitmap
 from secagg.types import DECRYPTOR, ClientId, Phase
+from tests.insecure_scheme import InsecureScheme
 
 ME, OTHER, CORRUPT = ClientId(1), ClientId(2), ClientId(5)
 ALL = tuple(ClientId(i) for i in range(1, 6))
