@@ -33,8 +33,8 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 SCRIPT = Path(__file__).parent / "peer_flower" / "secaggplus.py"
 TIMES_FASTER = 10.0
 WHY_CLIENT = (
-    "without the wide AES instructions of AVX-512 as many streams of AES-256, added to nothing, take most of a tenth of "
-    "Flower's time; see masking.md"
+    "without the wide AES instructions of AVX-512 as many streams of AES-256, added to nothing, take most of a tenth "
+    "of Flower's time; see masking.md"
 )
 SLOTS = {3: "21-bit slots", 2: "32-bit slots"}
 PER_PARAMETER = "client step, ns per parameter"
