@@ -57,7 +57,11 @@ class AccountingError(PrivacyError):
 
 
 class ReportError(PrivacyError):
-    """An accounting report that does not hold what it says."""
+    """An accounting report that does not hold what it says.
+
+    E601 facts that contradict each other, E602 a file that cannot be read or is not what it should be, E603 figures or
+    signatures that do not follow, E604 evidence attached by somebody else than the run's server.
+    """
 
     code = "E601"
 

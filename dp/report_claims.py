@@ -49,7 +49,7 @@ def identity(d: Derived) -> Group:
             *(
                 {"role": role, "name": d.roster[role]["name"], "identity_key": d.roster[role]["identity_key"]}
                 for role in ("decryptor",)
-                if role in d.roster
+                if d.roster.get(role)
             ),
             *(
                 {"role": f"client {m['client_id']}", "name": m["name"], "identity_key": m["identity_key"]}
