@@ -4,7 +4,7 @@ from secagg.types import Phase, Secret
 
 
 def test_phases_are_numbered_as_in_the_literature() -> None:
-    assert [p.value for p in Phase] == [0, 1, 2, 3, 4, 5, 6]
+    assert [p.value for p in Phase] == [0, 1, 2, 3, 4, 5, 6, 7]  # 7: between 1 and 2, where inputs are encrypted
     assert Phase.ADVERTISE_KEYS < Phase.SHARE_KEYS < Phase.MASKED_INPUT < Phase.CONSISTENCY_CHECK < Phase.UNMASKING
 
 
