@@ -21,7 +21,12 @@ from secagg.signing import SigningKey
 from secagg.types import ClientId
 
 KEYS = {"benchmark", "what", "versions", "machine", "repetitions", "rows", "bars"}
-BENCHMARKS = [name for name in all_benchmarks.QUICK if (ROOT / "benchmarks" / f"{name}.py").exists()]
+LONG = ("heart", "privacy")  # models are loaded and trained, even in the quick form
+BENCHMARKS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+    for name in all_benchmarks.QUICK
+    if (ROOT / "benchmarks" / f"{name}.py").exists()
+]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

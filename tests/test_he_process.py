@@ -4,11 +4,12 @@ import asyncio
 import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,15 @@ def test_it_loads_no_network_and_no_protocol() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+@pytest.fixture
+def own_limits() -> Iterator[None]:
+    """A worker in this process limits this process: its processor time is given back, or the tests would end soon."""
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    yield
+    resource.setrlimit(resource.RLIMIT_CPU, before)
+
+
+@pytest.mark.usefixtures("own_limits")
 def test_a_worker_refuses_what_is_out_of_order() -> None:
     from secagg.he.worker import Worker
 
