@@ -205,7 +205,9 @@ def test_refusals_that_delta_does_not_cover_leave_no_claim() -> None:
     assert epsilon([replace(loud, shares=1)], Decimal("1e-9"), prv=False).epsilon != ABOVE_CEILING
 
 
-@pytest.mark.parametrize(("records", "expected"), [(1, "1.83"), (2, "3.98"), (4, "8.90")])
+@pytest.mark.parametrize(
+    ("records", "expected"), [(1, "1.83"), (2, "3.98"), pytest.param(4, "8.90", marks=pytest.mark.slow)]
+)
 def test_several_records_of_a_person_against_the_design_page(records: int, expected: str) -> None:
     result = epsilon([replace(REFERENCE, records=records)], Decimal("1e-5"), prv=False)
     assert str(Decimal(result.epsilon).quantize(Decimal("0.01"))) == expected
