@@ -39,6 +39,7 @@ OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] 
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
+NOT_FINITE: Final = "E227"  # code of a gradient that is not finite, where nothing clips it
 MAX_RECORDS: Final = 2**26  # sums of bounded rows stay exact in float64
 _CPU_BLOCK: Final = 2**18  # gradient entries per pass of `bounded_rows`: in cache, three times as fast as all at once
 _GPU_BLOCK: Final = 2**26
@@ -237,7 +238,7 @@ def _plain_sum(
     total = torch.cat([part.reshape(-1).double() for part in parts])
     if not bool(torch.isfinite(total).all()):
         do = "lower the learning rate, or look for broken records"
-        raise PrivacyError("the gradient is not finite", expected="finite numbers", do=do, code="E227")
+        raise PrivacyError("the gradient is not finite", expected="finite numbers", do=do, code=NOT_FINITE)
     return total
 
 

@@ -6,8 +6,9 @@ It speaks `ffm.frames` on standard input and output, one request at a time:
            signature the parent has checked. Answers tensors, parameters, records (a count that stays on this machine),
            and as body the initial flat vector.
     train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
-           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocol R2 it
-           answers the integer sum of clipped gradients with a share of the noise, int64 little-endian.
+           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocols R2
+           and C it answers integers with a share of the noise, int64 little-endian: the sum of clipped gradients; the
+           clipped and rounded update.
 
 A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
 It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its
@@ -32,12 +33,13 @@ from peft import PeftModel
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.sampling import Csprng
-from dp.training import DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm import frames
 from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
 from ffm.data import read_records, tokenize
 from ffm.errors import DataError, TrainingProcessError
 from ffm.models import load_classifier, load_tokenizer, offline, verify_base_model
+from ffm.plan import client_mechanism
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg.errors import SecAggError
@@ -51,7 +53,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
     """The training plan of one round, from the signed manifest alone."""
     training, privacy = manifest.training, manifest.privacy
     mechanism = None
-    if privacy.protocol != "none":
+    if privacy.protocol in ("R1", "R2"):  # C: training is plain, and the whole update is noised after it
         shares = manifest.noise_shares
         mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps, shares)
     return DpSgdPlan(
@@ -98,15 +100,28 @@ class LocalTraining:
         return cls(manifest, model, dataset, Csprng.from_os(), device)
 
     def update(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Update:
-        """One round: start at `vector`, train by the plan, give trained minus global (float32); under protocol R2 the
-        noised sum of gradients at `vector` (int64, in grid steps). Raises on NaN or wrong shapes."""
+        """One round: start at `vector`, train by the plan, give trained minus global (float32); in grid steps (int64)
+        under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
+        wrong shapes, and on NaN except under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
         if self.manifest.privacy.protocol == "R2":
             return noised_sum(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
+        if self.manifest.privacy.protocol == "C":
+            return client_mechanism(self.manifest).privatize(self._plain_change(vector), self.rng)
         train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
         change: np.ndarray[Any, np.dtype[np.float32]] = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         return change
+
+    def _plain_change(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Trained minus global without any noise; NaN where training broke down, which must not be seen outside."""
+        try:
+            train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
+        except PrivacyError as error:
+            if error.code != NOT_FINITE:
+                raise
+            return np.full_like(vector, np.nan)
+        return flatten(self.model, self.manifest.adapter) - vector
 
 
 def _check_device(device: str) -> None:
