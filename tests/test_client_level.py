@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from simulator import insecure_rng, make_manifest
 from typer.testing import CliRunner
 
 from dp.accountant import epsilon, in_unit, mechanisms
+from dp.audit import COMPARISONS
+from dp.audit_ledger import check_accountant, check_ledger
 from dp.budget import Budget, check_next
 from dp.client_level import LEAST_CLIENTS, ClientMechanism, bounded_update, conditional_round, norm_bound, root_above
 from dp.errors import BudgetExceededError, UnsupportedMechanismError
 from dp.events import SampledGaussian, event_tree, parse
 from dp.ledger import Charge
 from dp.sampling import Csprng
+from ffm.audit import claim_of_books
+from ffm.audit_client_level import check_client_level, check_sensitivity
 from ffm.cli.app import app
 from ffm.client_run import budget_of, round_charge
 from ffm.plan import attempt_mechanism, client_mechanism
@@ -289,3 +294,28 @@ def test_calibrate_tells_both_levels() -> None:
     assert Decimal(value["epsilon"]) <= 8 < Decimal(value["epsilon_per_record"])
     refused = CliRunner().invoke(app, [*command, "--sampling", "1/2", "--client-level", "9", "--format", "json"])
     assert refused.exit_code != 0
+
+
+# -- the audit --------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_passes_and_its_controls_are_seen() -> None:
+    findings = check_client_level(manifest(600, privacy__noise_steps=20_000), (400_000, 400_000), stream("audit"))
+    assert [f.name for f in findings if not f.passed] == []
+    assert {f.verdict for f in findings} == {"holds", "seen"}
+    assert sum(f.comparisons for f in findings) <= COMPARISONS
+
+
+def test_the_audit_names_rounding_without_redraws_and_a_clip_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    mechanism = ClientMechanism(64, 1, 2000, 25, 400)
+    assert check_sensitivity(mechanism, mechanism, stream("a")).passed
+    loose = replace(mechanism, clip_steps=2 * mechanism.sensitivity)
+    assert not check_sensitivity(loose, mechanism, stream("b")).passed
+    monkeypatch.setattr("dp.client_level.conditional_round", lambda _rng, values, _most: np.ceil(values).astype(int))
+    assert not check_sensitivity(mechanism, mechanism, stream("c")).passed
+
+
+def test_books_charge_what_a_client_runs(tmp_path: Path) -> None:
+    claim = claim_of_books(manifest(privacy__epsilon="3", privacy__noise_steps=10_000))
+    findings = [*check_accountant(claim), *check_ledger(claim, tmp_path)]
+    assert [f.name for f in findings if not f.passed] == []
