@@ -27,7 +27,9 @@ DENIED_LIBRARIES: Final[frozenset[str]] = frozenset()
 
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 _LN2 = Fraction(694, 1000)  # rounded up
 
 
@@ -53,14 +55,19 @@ class TensorSpec(StrictModel):
 
 
 class AdapterSpec(StrictModel):
-    """What is trained. The flat vector is the concatenation of `tensors`, row-major."""
+    """What is trained. The flat vector is the concatenation of `tensors`, row-major.
 
-    method: Literal["ffa-lora"]
-    rank: Positive
-    alpha: Positive
+    `personal` tensors are trained at each client, by the same noised steps, and never leave it.
+    """
+
+    method: Word  # of ffm.adapters; the protocol sees `tensors` only
+    rank: Count  # of LoRA's matrices; 0 where the method has none
+    alpha: Count
+    virtual_tokens: Count  # of a prompt or prefix; 0 where the method has none
     target_modules: tuple[Name, ...]
     seed: Annotated[int, Field(ge=0, lt=2**53)]
-    tensors: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
+    tensors: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=100_000)]
+    personal: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 
     @property
     def size(self) -> int:
@@ -98,14 +105,15 @@ class ServerSpec(StrictModel):
 class TrainingSpec(StrictModel):
     """Local training between two aggregations, and the server step after them."""
 
-    task: Literal["sequence-classification"]
-    labels: tuple[Name, ...]
+    task: Word  # of ffm.tasks, or one of the consortium's own: what the loss of a record is
+    labels: tuple[Name, ...]  # of a classifier, in its order; else empty
     max_length: Positive
     optimizer: Literal["sgd", "adam"]
     learning_rate: DecimalString
     rounds: Positive
     local_steps: Positive
     expected_batch: Positive  # public divisor of the summed gradient, never a count of real records; R2: of all clients
+    proximal: DecimalString  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise; 0: none
     server: ServerSpec
 
 
@@ -201,7 +209,7 @@ class Manifest(StrictModel):
     """Everything that ctx binds besides membership and the current round."""
 
     version: Literal[1]
-    task: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    task: Word
     data: Annotated[str, Field(min_length=1, max_length=1000)]  # which records, for people; nothing is computed by it
     base_model: BaseModelSpec
     adapter: AdapterSpec
@@ -213,7 +221,7 @@ class Manifest(StrictModel):
     def _feasible(self) -> "Manifest":
         for what, names in (
             ("file", [file.path for file in self.base_model.files]),
-            ("tensor", [tensor.name for tensor in self.adapter.tensors]),
+            ("tensor", [tensor.name for tensor in (*self.adapter.tensors, *self.adapter.personal)]),
             ("label", list(self.training.labels)),
         ):
             if len(set(names)) != len(names):
@@ -229,6 +237,10 @@ class Manifest(StrictModel):
         training, privacy, aggregation = self.training, self.privacy, self.aggregation
         if (training.local_steps, training.optimizer) != (1, "sgd"):
             raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
+        if self.adapter.personal:
+            raise ValueError("R2 has no personal tensors: a client would train them with its share of the noise alone")
+        if Decimal(training.proximal):
+            raise ValueError("R2 has no proximal term: its one step starts where the term is zero")
         if aggregation.assurance == "he":
             raise ValueError("R2 needs masks: without them the decryptor sees uploads with a share of the noise only")
         if aggregation.scale != privacy.scale:
