@@ -172,9 +172,11 @@ def _manifest(size: Size) -> Manifest:
             "method": "ffa-lora",
             "rank": 1,
             "alpha": 1,
+            "virtual_tokens": 0,
             "target_modules": ["query"],
             "seed": 7,
             "tensors": [{"name": "b", "shape": [size.length]}],
+            "personal": [],
         },
         "training": {
             "task": "sequence-classification",
@@ -185,6 +187,7 @@ def _manifest(size: Size) -> Manifest:
             "rounds": 1,
             "local_steps": 1,
             "expected_batch": 8,
+            "proximal": "0",
             "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {

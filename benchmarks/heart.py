@@ -10,6 +10,7 @@ many samples; masks are left out, they cancel. Plain baseline: ridge logistic re
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from benchmarks.bench import ROOT, Bar, Report, parser, publish
 from dp.sampling import Csprng
 from ffm import heart
-from ffm.comparison import Comparison
+from ffm.federation import Federation
 from ffm.models import locate
 from ffm.scores import Reals, accuracy_at_share, auc, interval, logistic_regression
 from ffm.task import build_manifest, load_settings
@@ -65,17 +66,17 @@ def one_seed(manifest: Manifest, base_model: Path, seed: int, figures: Figures) 
     train, test = heart.split(seed)
     patients = dict(test)
     records = heart.records([row for rows in patients.values() for row in rows])
-    arms = Comparison.load(manifest, base_model, [heart.records(rows) for rows in train.values()])
+    arms = Federation.load(manifest, base_model, [heart.records(rows) for rows in train.values()])
     for method, learn in (
-        (R2, arms.distributed),
+        (R2, arms.federated),
         (CENTRAL, arms.centralised),
-        (R1, arms.local),
-        (NO_DP, arms.without_dp),
+        (R1, arms.local_noise),
+        (NO_DP, partial(arms.centralised, private=False)),
     ):
-        figures.add(method, arms.scores(learn(Csprng.from_os()), records), patients)
+        figures.add(method, arms.odds(learn(Csprng.from_os()), records), patients)
     for number, site in enumerate(train):
         model = arms.alone(number, Csprng.from_os())
-        figures.add(f"{site} alone, DP", arms.scores(model, records), patients)
+        figures.add(f"{site} alone, DP", arms.odds(model, records), patients)
     fitted = logistic_regression(*heart.table([row for rows in train.values() for row in rows]))
     features, _ = heart.table([row for rows in patients.values() for row in rows])
     figures.add(TABLE, fitted.scores(features), patients)
@@ -88,7 +89,7 @@ def run(seeds: Sequence[int], rounds: int | None) -> Report:
     model = settings.model("bert-tiny")
     if rounds is not None:
         settings = settings.model_copy(update={"models": {"bert-tiny": model.model_copy(update={"rounds": rounds})}})
-    manifest, figures = build_manifest(settings, "bert-tiny", settings.labels), Figures()
+    manifest, figures = build_manifest(settings, "bert-tiny"), Figures()
     for seed in seeds:
         one_seed(manifest, locate("bert-tiny"), seed, figures)
     sites = list(heart.HOSPITALS)

@@ -20,7 +20,6 @@ from dp import accountant
 from dp.audit_canaries import gaussian_epsilon
 from dp.events import SampledGaussian
 from dp.sampling import Csprng, discrete_gaussian
-from ffm import heart
 from ffm.audit_rounds import check_rounds
 from ffm.models import offline
 from ffm.task import build_manifest, example_settings, load_settings
@@ -112,7 +111,7 @@ def shared_noise(values: int) -> tuple[float, int]:
 
     (largest |ratio - 1| of a tensor's variance over tensors of at least 256 values, how many those are).
     """
-    manifest = build_manifest(load_settings(example_settings("heart")), "bert-tiny", heart.LABELS)
+    manifest = build_manifest(load_settings(example_settings("heart")), "bert-tiny")
     sizes = {tensor.name: math.prod(tensor.shape) for tensor in manifest.adapter.tensors}
     ratios = []
     for finding in check_rounds(manifest, values, Csprng.from_os()):

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from dp.sampling import Csprng
-from ffm.baselines import Bench, accuracy, macro_f1
-from ffm.data import write_hospitals
+from ffm.baselines import Bench
 from ffm.models import locate, offline
 from ffm.task import TaskSettings, build_manifest, load_settings
+from ffm.tasks.finetune import accuracy, macro_f1
 
 SETTINGS = Path(__file__).parent.parent / "examples" / "hospital" / "settings.toml"
 
@@ -39,13 +39,12 @@ def run_seed(settings: TaskSettings, model: str, seed: int) -> dict[str, Any]:
     data = settings.data.model_copy(update={"seed": seed})
     settings = settings.model_copy(update={"adapter_seed": settings.adapter_seed + seed, "data": data})
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{site}.csv" for site in range(data.sites)]
-        labels = write_hospitals(files, Path(folder) / "test.csv", data.partition())
-        manifest = build_manifest(settings, model, labels)
-        bench = Bench(manifest, locate(settings.model(model).base_model), files, Path(folder) / "test.csv")
+        written = data.write(Path(folder))
+        manifest = build_manifest(settings, model)
+        bench = Bench(manifest, locate(settings.model(model).base_model), tuple(written.sites.values()), written.test)
     jobs = [partial(bench.federated, _rng("dp", seed), private=True)]
     jobs.append(partial(bench.federated, _rng("plain", seed), private=False))
-    jobs += [partial(bench.alone_with_dp, site, _rng("alone", seed, site)) for site in range(data.sites)]
+    jobs += [partial(bench.alone_with_dp, site, _rng("alone", seed, site)) for site in range(len(bench.sites))]
     started = time.monotonic()
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rows = [bench.majority(), *(future.result() for future in [pool.submit(job) for job in jobs])]

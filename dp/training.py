@@ -26,25 +26,24 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
+from dp.objective import CLASSIFICATION, Batch, Dataset, Objective, Records
 from dp.sampling import Csprng, poisson_sample
 
 # FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, no reason to warn. Once for the process:
 # `warnings.catch_warnings` around the training would not be safe in threads.
 warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
 
-FIELDS: Final = ("input_ids", "attention_mask", "labels")
 OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
 NOT_FINITE: Final = "E227"  # code of a gradient that is not finite, where nothing clips it
-MAX_RECORDS: Final = 2**26  # sums of bounded rows stay exact in float64
 _CPU_BLOCK: Final = 2**18  # gradient entries per pass of `bounded_rows`: in cache, three times as fast as all at once
 _GPU_BLOCK: Final = 2**26
 _CLIP_ROOM = 2.0**-19  # relative; more than the float32 error of a norm, so that rows at the clip norm are not dropped
-_COUPLING_TOLERANCE: Final = 1e-3  # of the largest logit; float32 kernels differ by about 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,8 @@ class DpSgdPlan:
     optimizer: str  # a key of OPTIMIZERS; its state lives for one call of `train`
     learning_rate: float
     max_physical_batch: int = 128  # records per forward pass: speed and memory only, no part of the result's law
+    client: ClientMechanism | None = None  # protocol C: what the caller puts the whole update through, trained plainly
+    proximal: float = 0.0  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise
 
     def __post_init__(self) -> None:
         for name in ("steps", "expected_batch", "max_physical_batch"):
@@ -74,6 +75,8 @@ class DpSgdPlan:
             raise PrivacyError("unknown optimizer", found=self.optimizer, expected=expected, code="E220")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise PrivacyError("learning rate", found=self.learning_rate, expected="finite, above 0", code="E220")
+        if not (math.isfinite(self.proximal) and self.proximal >= 0):
+            raise PrivacyError("proximal strength", found=self.proximal, expected="finite, 0 or more", code="E220")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class TrainingOutcome:
 
 
 def noised_sum(
-    model: nn.Module, dataset: Mapping[str, Tensor], plan: DpSgdPlan, rng: Csprng, device: str = "cpu"
+    model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, objective: Objective = CLASSIFICATION
 ) -> NDArray[np.int64]:
     """Protocol R2: the integer sum (d,) of one sample's clipped gradients, plus this client's share of the noise.
 
@@ -99,50 +102,52 @@ def noised_sum(
         raise UnsupportedMechanismError(
             "a sum with a share of the noise is of one sample", found=found, expected="one step with noise", code="E236"
         )
-    model.to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _train_mode(model):
         _refuse_unsupported(model, parameters)
-        records = _Records(model, dataset, device)
+        records = Records(model, dataset, objective)
         with _per_sample_gradients(model, parameters, wanted=True):
             sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
-            total = _bounded_sum(model, parameters, records.batches(sample, plan.max_physical_batch), plan.mechanism)
+            batches = records.batches(sample, plan.max_physical_batch, rng)
+            total = _bounded_sum(_Losses(model, objective), parameters, batches, plan.mechanism)
             return plan.mechanism.privatize(total, rng)
 
 
 def train(
-    model: nn.Module, dataset: Mapping[str, Tensor], plan: DpSgdPlan, rng: Csprng, device: str = "cpu"
+    model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, objective: Objective = CLASSIFICATION
 ) -> TrainingOutcome:
-    """Train the parameters of `model` that require a gradient, in place, for `plan.steps` steps.
+    """Train the parameters of `model` that require a gradient, in place and on its device, for `plan.steps` steps.
 
-    `dataset`: integer tensors "input_ids" and "attention_mask" (records, tokens) and "labels" (records,). `model` maps
-    input_ids= and attention_mask= to an object with `.logits` (records, classes). Runs in train mode, as Opacus' hooks
-    need it, so a model with dropout is refused; every module's mode is restored, and no hook stays behind.
+    `dataset`: as `dp.objective.Records`; `objective`: what the loss of one record is. Runs in train mode, as Opacus'
+    hooks need it, so a model with dropout is refused; every module's mode is restored, and no hook stays behind.
 
     Raises PrivacyError for an unusable data set or a gradient that is not finite (protocol "none" only: with DP such a
     record counts as zero), UnsupportedMechanismError for a model that the proof does not cover; both before anything is
     drawn from `rng`, but for a trainable parameter that never receives a gradient, which the first batch shows.
     """
-    model.to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in parameters] if plan.proximal else []
+    losses = _Losses(model, objective)
     with _train_mode(model):
         _refuse_unsupported(model, parameters)
-        records = _Records(model, dataset, device)
+        records = Records(model, dataset, objective)
         optimizer = OPTIMIZERS[plan.optimizer](parameters, lr=plan.learning_rate)
         seen = noise_calls = 0
         with _per_sample_gradients(model, parameters, plan.mechanism is not None):
             for _ in range(plan.steps):
                 sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
-                batches = records.batches(sample, plan.max_physical_batch)
+                batches = records.batches(sample, plan.max_physical_batch, rng)
                 if plan.mechanism is None:
-                    gradient = _plain_sum(model, parameters, batches)
+                    gradient = _plain_sum(losses, parameters, batches)
                 else:
-                    total = _bounded_sum(model, parameters, batches, plan.mechanism)
+                    total = _bounded_sum(losses, parameters, batches, plan.mechanism)
                     # The integers are noised before anything else looks at them.
                     noised = plan.mechanism.privatize(total, rng)
                     noise_calls += 1
                     gradient = torch.from_numpy(noised.astype(np.float64) / plan.mechanism.scale)
                 _assign(parameters, gradient / plan.expected_batch)
+                for p, origin in zip(parameters, start, strict=False):  # both are released: post-processing
+                    p.grad = torch.add(p.grad, p.detach() - origin, alpha=plan.proximal)  # type: ignore[arg-type]
                 optimizer.step()
                 seen += sample.size
         optimizer.zero_grad(set_to_none=True)
@@ -151,89 +156,30 @@ def train(
     return TrainingOutcome(plan.steps, noise_calls, seen)
 
 
-class _Records:
-    """The checked data set, cut into micro-batches whose padding is trimmed."""
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """The loss of each record of a batch alone: a mean over the batch would couple the records."""
 
-    def __init__(self, model: nn.Module, dataset: Mapping[str, Tensor], device: str) -> None:
-        if sorted(dataset) != sorted(FIELDS):
-            raise PrivacyError("fields of the data set", found=sorted(dataset), expected=sorted(FIELDS), code="E222")
-        self._ids, self._mask, self._labels = (dataset[name] for name in FIELDS)
-        self._device = device
-        # No message names a count or a value of real records: messages travel to the server.
-        shape = tuple(self._ids.shape)
-        if len(shape) != 2 or tuple(self._mask.shape) != shape or tuple(self._labels.shape) != shape[:1]:
-            expected = "input_ids (n, t), attention_mask (n, t), labels (n,)"
-            raise PrivacyError("the tensors of the data set do not fit together", expected=expected, code="E222")
-        if not 0 < shape[0] <= MAX_RECORDS or shape[1] == 0:
-            found = "too many records" if shape[0] > MAX_RECORDS else "nothing"
-            do = "check the site's file of records"
-            raise PrivacyError("size of the data set", found=found, expected="1 to 2^26 records", do=do, code="E223")
-        if any(dataset[name].is_floating_point() for name in FIELDS):
-            raise PrivacyError("type of the data set", found="floats", expected="integer tensors", code="E222")
-        self._check_values(model)
-        # Position of the last token that counts, from 1: columns behind it are padding.
-        columns = torch.arange(1, shape[1] + 1)
-        self._lengths = ((self._mask.cpu() != 0) * columns).amax(dim=1).clamp_min(1)
+    model: nn.Module
+    objective: Objective
 
-    def _check_values(self, model: nn.Module) -> None:
-        embeddings = getattr(model, "get_input_embeddings", None)
-        if embeddings is not None:
-            _check_range("token ids", self._ids, int(embeddings().num_embeddings))
-        # One record beside another of the same shape, with and without it: shows the classes, and coupled records.
-        ids, mask = self._ids[:1].to(self._device), self._mask[:1].to(self._device)
-        with torch.no_grad():
-            alone = model(input_ids=ids, attention_mask=mask).logits
-            pair = model(input_ids=torch.cat([ids, ids.flip(1)]), attention_mask=torch.cat([mask, mask])).logits[:1]
-        if alone.ndim != 2:
-            expected = "(records, classes)"
-            raise UnsupportedMechanismError("logits", found=tuple(alone.shape), expected=expected, code="E224")
-        if bool(((alone - pair).abs() > _COUPLING_TOLERANCE * alone.abs().amax().clamp_min(1)).any()):
-            raise UnsupportedMechanismError(
-                "the model's output for one record depends on the other records of the batch",
-                do="use a model without batch statistics or in-batch comparison",
-                code="E225",
-            )
-        _check_range("labels", self._labels, int(alone.shape[1]))
-
-    def __len__(self) -> int:
-        return int(self._ids.shape[0])
-
-    def batches(self, sample: NDArray[np.int64], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(ids, mask, labels) of the sampled records, at most `size` at a time. By length: the sum has no order, and
-        short records are not padded to the longest of the sample."""
-        chosen = torch.from_numpy(sample)
-        chosen = chosen[torch.argsort(self._lengths[chosen], stable=True)]
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            width = int(self._lengths[part].amax())
-            yield (
-                self._ids[part, :width].to(self._device),
-                self._mask[part, :width].to(self._device),
-                self._labels[part].to(self._device, torch.int64),
-            )
+    def backward(self, batch: Batch) -> int:
+        """Back-propagate the sum of the losses; how many records it was."""
+        records = len(batch["input_ids"])
+        losses = self.objective.losses(self.model, batch)
+        if losses.shape != (records,):
+            expected = "one loss for each record: (records,)"
+            raise UnsupportedMechanismError("losses", found=tuple(losses.shape), expected=expected, code="E224")
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        return records
 
 
-def _check_range(what: str, values: Tensor, limit: int) -> None:
-    for found, outside in (("a negative one", values < 0), ("a larger one", values >= limit)):
-        if bool(outside.any()):
-            raise PrivacyError(f"{what} out of range", found=found, expected=f"0 to {limit - 1}", code="E226")
-
-
-def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Cross-entropy of each record alone: a mean over the batch would couple the records."""
-    ids, mask, labels = batch
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-def _plain_sum(
-    model: nn.Module, parameters: Sequence[Tensor], batches: Iterator[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
+def _plain_sum(losses: _Losses, parameters: Sequence[Tensor], batches: Iterator[Batch]) -> Tensor:
     """Sum of the gradients, float64 (d,): protocol "none". Raises PrivacyError if it is not finite."""
     for p in parameters:
         p.grad = None
     for batch in batches:
-        _losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        losses.backward(batch)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     total = torch.cat([part.reshape(-1).double() for part in parts])
     if not bool(torch.isfinite(total).all()):
@@ -243,18 +189,15 @@ def _plain_sum(
 
 
 def _bounded_sum(
-    model: nn.Module,
-    parameters: Sequence[Tensor],
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
-    mechanism: GaussianMechanism,
+    losses: _Losses, parameters: Sequence[Tensor], batches: Iterator[Batch], mechanism: GaussianMechanism
 ) -> NDArray[np.int64]:
     """Integer sum (d,) of the clipped, rounded, bounded rows of all micro-batches; zeros for an empty sample."""
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
     block = max(1, (_CPU_BLOCK if total.device.type == "cpu" else _GPU_BLOCK) // total.numel())
     for batch in batches:
-        _losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
-        samples = _collect(parameters, batch[2].shape[0])
-        for start in range(0, batch[2].shape[0], block):
+        count = losses.backward(batch)
+        samples = _collect(parameters, count)
+        for start in range(0, count, block):
             rows = torch.cat([sample[start : start + block] for sample in samples], dim=1)
             total += bounded_rows(rows, mechanism).sum(dim=0)
     return np.asarray(total.to(torch.int64).cpu().numpy(), dtype=np.int64)

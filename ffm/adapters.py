@@ -37,6 +37,9 @@ class AdapterSettings:
     alpha: int
     target_modules: tuple[str, ...]
     seed: int
+    method: str = "ffa-lora"
+    virtual_tokens: int = 0
+    personal_head: bool = False
 
 
 def _plain_name(name: str) -> str:
@@ -77,7 +80,7 @@ def _new_modules(base: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
-def build(base: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
+def build(base: PreTrainedModel, settings: AdapterSettings, peft_type: str = "SEQ_CLS") -> PeftModel:
     """Wrap `base` (from `ffm.models.load_classifier`) in FFA-LoRA; B = 0, so the first logits are the base's own.
 
     Exactly B and the head have `requires_grad`. Move the result to its device before training hooks are attached.
@@ -85,6 +88,8 @@ def build(base: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
     Raises:
         AdapterError: E505 if a target matches nothing or nothing would be trained.
     """
+    if settings.method != "ffa-lora" or settings.personal_head or settings.virtual_tokens:
+        raise AdapterError("an unknown method", found=settings.method, expected="ffa-lora", code="E505")
     if settings.rank < 1 or settings.alpha < 1:
         raise AdapterError(
             "LoRA needs a positive rank and alpha",
@@ -94,7 +99,7 @@ def build(base: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
             code="E505",
         )
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType(peft_type),
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=_targets(base, settings.target_modules),
@@ -138,23 +143,27 @@ def adapter_spec(model: nn.Module, settings: AdapterSettings) -> AdapterSpec:
     """The manifest's schema of what `model` trains: names, shapes and order of the flat vector."""
     tensors = tuple(TensorSpec(name=name, shape=tuple(p.shape)) for name, p in _trainable(model))
     return AdapterSpec(
-        method="ffa-lora",
+        method=settings.method,
         rank=settings.rank,
         alpha=settings.alpha,
+        virtual_tokens=settings.virtual_tokens,
         target_modules=settings.target_modules,
         seed=settings.seed,
         tensors=tensors,
+        personal=(),
     )
 
 
-def build_from_spec(base: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
+def build_from_spec(base: PreTrainedModel, spec: AdapterSpec, peft_type: str = "SEQ_CLS") -> PeftModel:
     """`build` for a client: refuses if what would be trained here differs from what the manifest says.
 
     Raises:
         AdapterError: E503 names the first tensor that differs; E505 as `build`.
     """
-    settings = AdapterSettings(spec.rank, spec.alpha, spec.target_modules, spec.seed)
-    model = build(base, settings)
+    settings = AdapterSettings(
+        spec.rank, spec.alpha, spec.target_modules, spec.seed, spec.method, spec.virtual_tokens, bool(spec.personal)
+    )
+    model = build(base, settings, peft_type)
     _matched(model, spec)
     return model
 

@@ -37,11 +37,11 @@ from ffm.audit_rounds import check_rounds, honest_shares
 from ffm.client_run import budget_of, round_charge
 from ffm.data import read_records
 from ffm.demo import prepare
+from ffm.learner import plan_of
 from ffm.models import locate
 from ffm.plan import client_mechanism
 from ffm.site import MANIFEST, Site, load_site
 from ffm.task import example_settings, load_settings
-from ffm.worker import plan_of
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg import __version__

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,11 @@ from dp.audit_noise import NoiseTally
 from dp.audit_planted import Claimed, claimed_curve
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan, train
-from ffm.adapters import build_from_spec
 from ffm.audit_pipeline import Dataset, ModelPipeline, handed_gradients, slices
 from ffm.data import Record, write_records
-from ffm.models import load_classifier
+from ffm.learner import Learner, plan_of
 from ffm.seeded import SeededStream
-from ffm.worker import LocalTraining, plan_of
+from ffm.worker import LocalTraining
 from protocol.manifest import Manifest
 
 _TOKENS = 12  # of a planted record, at most
@@ -47,9 +47,9 @@ class Planted:
     def of(cls, manifest: Manifest, base_model: Path) -> "Planted":
         """As a client builds it, with the plan of a round."""
         labels = manifest.training.labels
-        base = load_classifier(base_model, labels, manifest.adapter.seed)
-        model = build_from_spec(base, manifest.adapter)
-        words = int(model.get_input_embeddings().num_embeddings)
+        model = Learner.load(manifest, base_model).model
+        embeddings: Any = model.get_input_embeddings
+        words = int(embeddings().num_embeddings)
         width = min(_TOKENS, manifest.training.max_length)
         sizes = {tensor.name: prod(tensor.shape) for tensor in manifest.adapter.tensors}
         return cls(model, public_records(words, len(labels), width), plan_of(manifest), sizes)
@@ -112,9 +112,9 @@ def check_processes(manifest: Manifest, base_model: Path, folder: Path) -> list[
     for _ in range(2):
         training = LocalTraining.load(manifest, base_model, data, "cpu")
         start = np.zeros(manifest.adapter.size, dtype=np.float32)
-        for _ in range(2):
+        for round_ in (1, 2):
             with handed_gradients(training.model, hold=False) as handed:
-                update = training.update(start)
+                update = training.update(start, round_)
             # Under R2 there is no optimizer at the client: its update is the noised sum itself.
             seen.append(handed or [update.astype(np.float64)])
     firsts = [np.concatenate(steps) for steps in seen]

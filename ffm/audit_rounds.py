@@ -16,7 +16,7 @@ from dp.audit_noise import NoiseTally
 from dp.sampling import Csprng
 from ffm.audit_encoding import masked_sum
 from ffm.audit_pipeline import CanaryTraining
-from ffm.worker import plan_of
+from ffm.learner import plan_of
 from protocol.manifest import Manifest
 from secagg.masking import frame, unframe
 from secagg.types import ClientId

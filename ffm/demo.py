@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffm import heart
 from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
-from ffm.data import write_hospitals
 from ffm.models import locate
-from ffm.task import HeartSettings, TaskSettings, build_manifest
+from ffm.task import TaskSettings, build_manifest
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from secagg.types import ClientId
 
-HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
 DECRYPTOR_NAME = "auditor"
 VICTIM = ClientId(3)
 KILL_ROUND = 2
@@ -56,9 +53,9 @@ def free_port() -> int:
 
 def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
     """Partition the data, sign roster and manifest, make all folders. The owner's key stays in consortium/owner."""
-    staging, test_file, labels = _lay_out(run / "data", settings)
-    names = tuple(staging)
-    manifest = build_manifest(settings, model, labels)
+    written = settings.data.write(run / "data")
+    names = tuple(written.sites)
+    manifest = build_manifest(settings, model)
     config = ConsortiumConfig(
         consortium=f"{settings.task} example",
         task="settings",
@@ -68,27 +65,18 @@ def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
     )
     made = create_consortium(config, run / "consortium", manifest)
     site_files = []
-    for name, source in staging.items():
+    for name, source in written.sites.items():
         target = made.clients[name] / "records.csv"
         os.replace(source, target)  # each hospital's records lie in its own folder and nowhere else
         target.chmod(0o600)
         site_files.append(target)
     chosen = settings.model(model).base_model
-    if Path(chosen).is_dir():  # the manifest pins its files by digest; where they lie is each site's own setting
-        for toml in (made.server / "server.toml", *(site / "client.toml" for site in made.clients.values())):
-            toml.write_text(f"{toml.read_text()}base_model = {json.dumps(str(Path(chosen).resolve()))}\n")
-    return Layout(run, made, manifest, test_file, tuple(site_files), locate(chosen))
-
-
-def _lay_out(folder: Path, settings: TaskSettings) -> tuple[Mapping[str, Path], Path, tuple[str, ...]]:
-    """(CSV of each site, public test CSV, labels) of the example that the settings name."""
-    if isinstance(settings.data, HeartSettings):
-        return *heart.write_sites(folder, settings.data.seed), heart.LABELS
-    count = settings.data.sites
-    names = HOSPITALS if count == len(HOSPITALS) else tuple(f"hospital-{i}" for i in range(1, count + 1))
-    files = {name: folder / f"{name}.csv" for name in names}
-    test_file = folder / "test.csv"
-    return files, test_file, write_hospitals(tuple(files.values()), test_file, settings.data.partition())
+    own = {"base_model": str(Path(chosen).resolve())} if Path(chosen).is_dir() else {}  # the manifest pins digests
+    if settings.task_file:
+        own["task_file"] = settings.task_file
+    for toml in (made.server / "server.toml", *(site / "client.toml" for site in made.clients.values())):
+        toml.write_text(toml.read_text() + "".join(f"{key} = {json.dumps(value)}\n" for key, value in own.items()))
+    return Layout(run, made, manifest, written.test, tuple(site_files), locate(chosen))
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The error tree of `ffm`: models, adapters, data and the training process.
+"""The error tree of `ffm`: models, adapters, data, tasks and the training process.
 
 | code | meaning |
 |---|---|
@@ -19,6 +19,8 @@
 | E522 | a malformed frame, or a request out of order, on the training process's pipes |
 | E523 | training failed inside the training process (memory, device) |
 | E524 | a device that this machine does not have |
+| E531 | a task that is not there |
+| E532 | a task's own file that cannot be loaded or holds another task |
 """
 
 from secagg.errors import SecAggError
@@ -40,6 +42,12 @@ class DataError(SecAggError, ValueError):
     """A site's data file, or the example's data package."""
 
     code = "E511"
+
+
+class TaskError(SecAggError, ValueError):
+    """A task that cannot be found or loaded."""
+
+    code = "E532"
 
 
 class TrainingProcessError(SecAggError):

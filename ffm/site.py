@@ -64,6 +64,7 @@ class SiteSettings(StrictModel):
     data: str = "records.csv"  # client only; relative to the folder
     base_model: str = ""  # a local folder; empty: found by the manifest's name
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)$")] = "cpu"
+    task_file: str = ""  # Python file of the consortium's own task; relative to the folder; empty: a built-in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,11 @@ class Site:
     def data(self) -> Path:
         """The client's own records."""
         return self.folder / self.settings.data
+
+    @property
+    def task_file(self) -> Path | None:
+        """The file of the consortium's own task, where this site has one."""
+        return self.folder / self.settings.task_file if self.settings.task_file else None
 
     def check_certificate(self, now: datetime) -> Peer:
         """Run `pki.check_own_certificate` for this site; before every dial and every bind."""

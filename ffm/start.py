@@ -146,6 +146,7 @@ async def participate(site: Site, options: ClientOptions, on_event: Event) -> in
                     await asyncio.to_thread(_base_model, site),
                     options.data or site.data,
                     options.device or site.settings.device,
+                    site.task_file,
                 )
                 on_event({"event": "loaded", "parameters": loaded.parameters})
                 await _reachable(site)
@@ -271,30 +272,27 @@ def _initial(site: Site) -> Model:
         model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
         if len(model) == site.manifest.adapter.size:
             return model
-    from ffm.adapters import build_from_spec, flatten
-    from ffm.models import load_classifier, verify_base_model
-
-    base = _base_model(site)
-    verify_base_model(site.manifest.base_model, base)
-    wrapped = build_from_spec(
-        load_classifier(base, site.manifest.training.labels, site.manifest.adapter.seed), site.manifest.adapter
-    )
-    model = flatten(wrapped, site.manifest.adapter)
-    path.write_bytes(model_bytes(model))
-    return model
+    initial: Model = _learner(site).initial()
+    path.write_bytes(model_bytes(initial))
+    return initial
 
 
 def _write_adapter(site: Site, model: Model, folder: Path) -> None:
-    from ffm.adapters import build_from_spec, load_flat, save_adapter
-    from ffm.models import load_classifier, verify_base_model
+    from ffm.adapters import load_flat, save_adapter
+
+    wrapped = _learner(site).model
+    load_flat(wrapped, site.manifest.adapter, parameters_of(model, site.manifest))
+    save_adapter(wrapped, folder, site.manifest.base_model.name)
+
+
+def _learner(site: Site) -> Any:
+    """The `ffm.learner.Learner` of the manifest, on the CPU; torch is imported here and no earlier."""
+    from ffm.learner import Learner
+    from ffm.models import verify_base_model
 
     base = _base_model(site)
     verify_base_model(site.manifest.base_model, base)
-    wrapped = build_from_spec(
-        load_classifier(base, site.manifest.training.labels, site.manifest.adapter.seed), site.manifest.adapter
-    )
-    load_flat(wrapped, site.manifest.adapter, parameters_of(model, site.manifest))
-    save_adapter(wrapped, folder, site.manifest.base_model.name)
+    return Learner.load(site.manifest, base, task_file=site.task_file)
 
 
 def write_statements(run: Path, statements: Mapping[ClientId, Statement]) -> None:

@@ -5,62 +5,38 @@ and shapes of the trained tensors, and a check that the planned steps fit the ε
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from dp.accountant import epsilon
 from dp.events import SampledGaussian
 from ffm.adapters import AdapterSettings, adapter_spec, build
-from ffm.data import Partition
 from ffm.errors import DataError
-from ffm.models import base_model_spec, load_classifier, locate
+from ffm.models import base_model_spec, locate
 from ffm.plan import attempt_mechanism
-from protocol.manifest import AggregationSpec, DecimalString, Manifest, Name, Positive, PrivacySpec, TrainingSpec
+from ffm.sources import Source
+from ffm.tasks import Task, find
+from protocol.manifest import (
+    AggregationSpec,
+    Count,
+    DecimalString,
+    Manifest,
+    Name,
+    Positive,
+    PrivacySpec,
+    TrainingSpec,
+    Word,
+)
 from protocol.roster import StrictModel
 from secagg.he.scheme import LIBRARY, widest_limbs
 
 GENERIC_TARGETS = ("query", "value")  # names of BERT and RoBERTa; another architecture needs a section of its own
-
-
-class HeartSettings(StrictModel):
-    """The four hospitals of the heart example: they are as they are; only the split is drawn."""
-
-    source: Literal["heart"]
-    description: Name
-    seed: Annotated[int, Field(ge=0, lt=2**53)]
-
-    def sentence(self) -> str:
-        """What the manifest says of the data, for people."""
-        return f"{self.description}, split seed {self.seed}"
-
-
-class DataSettings(StrictModel):
-    """The hospital example's partition; `dirichlet` is a fraction such as "3/10"."""
-
-    source: Literal["icd10"] = "icd10"
-    description: Name
-    sites: Annotated[int, Field(ge=1, le=256)]
-    dirichlet: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
-    cap_per_class: Positive
-    seed: Annotated[int, Field(ge=0, lt=2**53)]
-
-    def sentence(self) -> str:
-        """What the manifest says of the data, for people."""
-        return (
-            f"{self.description}; {self.sites} sites by a Dirichlet({self.dirichlet}) draw per label, "
-            f"at most {self.cap_per_class} training records per label, seed {self.seed}"
-        )
-
-    def partition(self) -> Partition:
-        """The plan that `ffm.data.write_hospitals` takes."""
-        alpha = Fraction(self.dirichlet)
-        return Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_class, self.seed)
 
 
 class ServerSettings(StrictModel):
@@ -77,9 +53,12 @@ class ModelSettings(StrictModel):
     """What depends on the base model: adapter, optimizer, sampling, clip and noise. See the manifest for each field."""
 
     base_model: Name
-    rank: Positive
-    alpha: Positive
-    target_modules: tuple[Name, ...]
+    method: Word = "ffa-lora"
+    rank: Count = 0
+    alpha: Count = 0
+    virtual_tokens: Count = 0
+    target_modules: tuple[Name, ...] = ()
+    personal_head: bool = False
     max_length: Positive
     optimizer: Annotated[str, Field(pattern="^(sgd|adam)$")]
     learning_rate: DecimalString
@@ -92,6 +71,7 @@ class ModelSettings(StrictModel):
     noise_steps: Annotated[int, Field(ge=0, le=2**40)]
     aggregation_scale: Positive
     aggregation_bound: Positive
+    proximal: DecimalString = "0"
     server: ServerSettings = ServerSettings()
 
 
@@ -133,12 +113,18 @@ class TaskSettings(StrictModel):
     """One file of settings, with one or more base models to choose from."""
 
     task: Name
-    labels: tuple[Name, ...] = ()  # in the classifier's order; empty: those of the ICD-10 example
+    learns: Word = "sequence-classification"  # the manifest's training.task
+    task_file: str = ""  # Python file of a task of the consortium's own, beside the settings; empty: a built-in one
+    labels: tuple[Name, ...] = ()  # in the classifier's order; empty: those of the source
     adapter_seed: Annotated[int, Field(ge=0, lt=2**53)]
-    data: DataSettings | HeartSettings
+    data: Source
     privacy: PrivacySettings
     aggregation: AggregationSettings
     models: Mapping[str, ModelSettings]
+
+    def find_task(self) -> Task:
+        """What is learned. Raises TaskError E531, E532."""
+        return find(self.learns, Path(self.task_file) if self.task_file else None)
 
     def model(self, name: str) -> ModelSettings:
         """Settings of one base model; DataError E515 if the file does not have it.
@@ -197,9 +183,12 @@ def load_settings(path: Path) -> TaskSettings:
             do="give the path of a task's settings, such as examples/hospital/settings.toml",
         ) from error
     try:
-        return TaskSettings.model_validate(_tuples(raw))
+        settings = TaskSettings.model_validate(_tuples(raw))
     except ValidationError as error:
         raise _invalid(f"{path.name} has an invalid setting", error) from None
+    if not settings.task_file:
+        return settings
+    return settings.model_copy(update={"task_file": str((path.parent / settings.task_file).resolve())})
 
 
 def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:
@@ -235,15 +224,15 @@ def check_budget(privacy: PrivacySpec, planned: SampledGaussian) -> None:
         )
 
 
-def build_manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) -> Manifest:
+def build_manifest(settings: TaskSettings, model_name: str) -> Manifest:
     """The manifest to sign: pins the base model on this machine and derives the adapter's schema from it.
 
     Raises:
         DataError: E515 unknown model or a combination that the manifest refuses, E516 budget too small. ModelError and
-            AdapterError as in `ffm.models`, `ffm.adapters`.
+            AdapterError as in `ffm.models`, `ffm.adapters`; TaskError as in `ffm.tasks`.
     """
     try:
-        return _manifest(settings, model_name, labels)
+        return _manifest(settings, model_name, settings.find_task())
     except ValidationError as error:
         raise _invalid("the settings make no manifest", error) from None
 
@@ -259,11 +248,27 @@ def _invalid(what: str, error: ValidationError) -> DataError:
     )
 
 
-def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) -> Manifest:
+def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
     chosen = settings.model(model_name)
     folder = locate(chosen.base_model)
-    adapter = AdapterSettings(chosen.rank, chosen.alpha, chosen.target_modules, settings.adapter_seed)
-    model = build(load_classifier(folder, labels, settings.adapter_seed), adapter)
+    training = TrainingSpec.model_validate(
+        {
+            "task": task.name,
+            "labels": settings.labels or settings.data.labels(),
+            **{key: getattr(chosen, key) for key in _TRAINING_KEYS},
+            "server": chosen.server.model_dump(),
+        }
+    )
+    adapter = AdapterSettings(
+        chosen.rank,
+        chosen.alpha,
+        chosen.target_modules,
+        settings.adapter_seed,
+        chosen.method,
+        chosen.virtual_tokens,
+        chosen.personal_head,
+    )
+    model = build(task.load(folder, training, settings.adapter_seed), adapter, task.peft_type)
     rate = Fraction(chosen.sampling)
     privacy = PrivacySpec.model_validate(
         {
@@ -280,14 +285,6 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
             "delta": settings.privacy.delta,
             "max_records": settings.privacy.max_records,
             "people_in_several_silos": settings.privacy.people_in_several_silos,
-        }
-    )
-    training = TrainingSpec.model_validate(
-        {
-            "task": "sequence-classification",
-            "labels": tuple(labels),
-            **{key: getattr(chosen, key) for key in _TRAINING_KEYS},
-            "server": chosen.server.model_dump(),
         }
     )
     aggregation = AggregationSpec.model_validate(
@@ -312,4 +309,4 @@ def _manifest(settings: TaskSettings, model_name: str, labels: Sequence[str]) ->
     return manifest
 
 
-_TRAINING_KEYS = ("max_length", "optimizer", "learning_rate", "rounds", "local_steps", "expected_batch")
+_TRAINING_KEYS = ("max_length", "optimizer", "learning_rate", "rounds", "local_steps", "expected_batch", "proximal")

@@ -91,15 +91,18 @@ class TrainingProcess:
         """Process id, for the operator's table and for tests."""
         return self._process.pid
 
-    async def load(self, manifest: bytes, base_model: Path, data: Path, device: str = "cpu") -> Loaded:
+    async def load(
+        self, manifest: bytes, base_model: Path, data: Path, device: str = "cpu", task_file: Path | None = None
+    ) -> Loaded:
         """Load base model, adapter and records. `manifest`: its exact bytes, already verified against the owner's key.
 
         Raises:
             TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
-                data, E503 and E505 adapter, E524 device); E521 if the process ended.
+                data, E503 and E505 adapter, E524 device, E531 and E532 task); E521 if the process ended.
         """
         self._integers = parse_model(Manifest, "manifest", manifest).noise_in_shares
         paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
+        paths["task_file"] = "" if task_file is None else str(task_file)
         header, body = await self._request({"op": "load", **paths}, manifest)
         initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)

@@ -2,9 +2,9 @@
 
 It speaks `ffm.frames` on standard input and output, one request at a time:
 
-    load   header: base_model (folder), data (CSV file), device, threads; body: the manifest's exact bytes, whose
-           signature the parent has checked. Answers tensors, parameters, records (a count that stays on this machine),
-           and as body the initial flat vector.
+    load   header: base_model (folder), data (CSV file), device, threads, task_file (of a task of the consortium's own,
+           else empty); body: the manifest's exact bytes, whose signature the parent has checked. Answers tensors,
+           parameters, records (a count that stays on this machine), and as body the initial flat vector.
     train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
            global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocols R2
            and C it answers integers with a share of the noise, int64 little-endian: the sum of clipped gradients; the
@@ -28,63 +28,37 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from peft import PeftModel
+from torch import nn
 
 from dp.errors import PrivacyError
-from dp.mechanism import GaussianMechanism
+from dp.objective import Dataset
 from dp.sampling import Csprng
-from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm import frames
-from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
-from ffm.data import read_records, tokenize
 from ffm.errors import DataError, TrainingProcessError
-from ffm.models import load_classifier, load_tokenizer, offline, verify_base_model
-from ffm.plan import client_mechanism
+from ffm.learner import Learner, Update, plan_of
+from ffm.models import offline, verify_base_model
+from ffm.tasks import find
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg.errors import SecAggError
-
-Update = np.ndarray[Any, np.dtype[np.float32]] | np.ndarray[Any, np.dtype[np.int64]]
-
-PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
-
-
-def plan_of(manifest: Manifest) -> DpSgdPlan:
-    """The training plan of one round, from the signed manifest alone."""
-    training, privacy = manifest.training, manifest.privacy
-    mechanism = None
-    if privacy.protocol in ("R1", "R2"):  # C: training is plain, and the whole update is noised after it
-        shares = manifest.noise_shares
-        mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps, shares)
-    return DpSgdPlan(
-        steps=training.local_steps,
-        sampling_numerator=privacy.sampling_numerator,
-        sampling_denominator=privacy.sampling_denominator,
-        mechanism=mechanism,
-        expected_batch=training.expected_batch,
-        optimizer=training.optimizer,
-        learning_rate=float(training.learning_rate),
-        max_physical_batch=PHYSICAL_BATCH,
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class LocalTraining:
     """A loaded model and a site's records; `rng` draws everything random of this process and is never seen outside."""
 
-    manifest: Manifest
-    model: PeftModel = field(repr=False)
-    dataset: Mapping[str, torch.Tensor] = field(repr=False)
+    learner: Learner
+    dataset: Dataset = field(repr=False)
     rng: Csprng = field(repr=False)
-    device: str
 
     @classmethod
-    def load(cls, manifest: Manifest, base_model: Path, data: Path, device: str) -> "LocalTraining":
+    def load(
+        cls, manifest: Manifest, base_model: Path, data: Path, device: str, task_file: Path | None = None
+    ) -> "LocalTraining":
         """Check the base model against the manifest, build the adapter, read and tokenise the records."""
-        training = manifest.training
         _check_device(device)
         verify_base_model(manifest.base_model, base_model)
-        records = read_records(data, training.labels)
+        records = find(manifest.training.task, task_file).read(data, manifest.training)
         if len(records) > manifest.privacy.max_records:  # δ and the headroom of the sum stand on this bound
             raise DataError(
                 f"{data.name} holds more records than the manifest allows for all sites together",
@@ -93,35 +67,17 @@ class LocalTraining:
                 do="ask the owner for a manifest with a larger max_records",
                 code="E517",
             )
-        base = load_classifier(base_model, training.labels, manifest.adapter.seed)
-        # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
-        model = build_from_spec(base, manifest.adapter).to(torch.device(device))
-        dataset = tokenize(load_tokenizer(base_model), records, training.labels, training.max_length)
-        return cls(manifest, model, dataset, Csprng.from_os(), device)
+        learner = Learner.load(manifest, base_model, device, task_file)
+        return cls(learner, learner.tensors(records), Csprng.from_os())
 
-    def update(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Update:
-        """One round: start at `vector`, train by the plan, give trained minus global (float32); in grid steps (int64)
-        under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
-        wrong shapes, and on NaN except under C, where such an update counts as zero."""
-        load_flat(self.model, self.manifest.adapter, vector)
-        if self.manifest.privacy.protocol == "R2":
-            return noised_sum(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
-        if self.manifest.privacy.protocol == "C":
-            return client_mechanism(self.manifest).privatize(self._plain_change(vector), self.rng)
-        train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
-        change: np.ndarray[Any, np.dtype[np.float32]] = flatten(self.model, self.manifest.adapter) - vector
-        check_vector(change, self.manifest.adapter)
-        return change
+    @property
+    def model(self) -> nn.Module:
+        """Base model with its adapter."""
+        return self.learner.model
 
-    def _plain_change(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Trained minus global without any noise; NaN where training broke down, which must not be seen outside."""
-        try:
-            train(self.model, self.dataset, plan_of(self.manifest), self.rng, self.device)
-        except PrivacyError as error:
-            if error.code != NOT_FINITE:
-                raise
-            return np.full_like(vector, np.nan)
-        return flatten(self.model, self.manifest.adapter) - vector
+    def update(self, vector: np.ndarray[Any, np.dtype[np.float32]], round_: int) -> Update:
+        """One round by the manifest's plan; see `Learner.update`."""
+        return self.learner.update(vector, self.dataset, plan_of(self.learner.manifest), self.rng, round_)
 
 
 def _check_device(device: str) -> None:
@@ -164,7 +120,7 @@ class Worker:
                 case "load":
                     return self._load(header, body)
                 case "train":
-                    return self._train(body)
+                    return self._train(header, body)
                 case _:
                     raise TrainingProcessError("an unknown request", expected='"load" or "train"', code="E522")
         except (SecAggError, PrivacyError) as error:
@@ -181,29 +137,33 @@ class Worker:
 
     def _load(self, header: Mapping[str, Any], body: bytes) -> bytes:
         self._training = None
-        wanted = ("base_model", "data", "device")
+        wanted = ("base_model", "data", "device", "task_file")
         if any(not isinstance(header.get(name), str) for name in wanted) or type(header.get("threads")) is not int:
             raise TrainingProcessError("an incomplete request", expected=", ".join(wanted), code="E522")
         torch.set_num_threads(max(1, header["threads"]))
         manifest = parse_model(Manifest, "manifest", body)
-        loaded = LocalTraining.load(manifest, Path(header["base_model"]), Path(header["data"]), header["device"])
+        base, data, device = Path(header["base_model"]), Path(header["data"]), header["device"]
+        task_file = Path(header["task_file"]) if header["task_file"] else None
+        loaded = LocalTraining.load(manifest, base, data, device, task_file)
         self._after_load()
         self._training = loaded
         counts = {
             "tensors": len(manifest.adapter.tensors),
             "parameters": manifest.adapter.size,
-            "records": len(loaded.dataset["labels"]),
+            "records": len(loaded.dataset["input_ids"]),
         }
-        initial = flatten(loaded.model, manifest.adapter)  # what the manifest's seed gives: round 1 must start here
+        initial = loaded.learner.initial()  # what the manifest's seed gives: round 1 must start here
         return frames.pack({"ok": "load", **counts}, initial.astype("<f4").tobytes())
 
-    def _train(self, body: bytes) -> bytes:
+    def _train(self, header: Mapping[str, Any], body: bytes) -> bytes:
         if self._training is None:
             raise TrainingProcessError("train before load", expected="load first", code="E522")
+        if type(header.get("round")) is not int:
+            raise TrainingProcessError("an incomplete request", expected="round", code="E522")
         vector = np.frombuffer(body[: len(body) // 4 * 4], dtype="<f4").astype(np.float32)
         if len(body) % 4:
             vector = vector[:0]  # refused below, with both lengths in the message
-        update = self._training.update(vector)
+        update = self._training.update(vector, header["round"])
         return frames.pack({"ok": "train"}, update.astype(update.dtype.newbyteorder("<")).tobytes())
 
 

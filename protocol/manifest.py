@@ -12,9 +12,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from dp.client_level import LEAST_CLIENTS, norm_bound, root_above
-from dp.mechanism import MAX_CLIP_STEPS
 from protocol import signed
+from protocol.bounds import LEAST_CLIENTS, MAX_SENSITIVITY, root_above, rounded_norm
 from protocol.roster import Hex32, StrictModel, exactly, parse_model
 from secagg.encoding import SlotEncoding
 from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST
@@ -29,7 +28,9 @@ DENIED_LIBRARIES: Final[frozenset[str]] = frozenset()
 
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 _LN2 = Fraction(694, 1000)  # rounded up
 _FAIL = 81 * _LN2
 
@@ -56,14 +57,19 @@ class TensorSpec(StrictModel):
 
 
 class AdapterSpec(StrictModel):
-    """What is trained. The flat vector is the concatenation of `tensors`, row-major."""
+    """What is trained. The flat vector is the concatenation of `tensors`, row-major.
 
-    method: Literal["ffa-lora"]
-    rank: Positive
-    alpha: Positive
+    `personal` tensors are trained at each client, by the same noised steps, and never leave it.
+    """
+
+    method: Word  # of ffm.adapters; the protocol sees `tensors` only
+    rank: Count  # of LoRA's matrices; 0 where the method has none
+    alpha: Count
+    virtual_tokens: Count  # of a prompt or prefix; 0 where the method has none
     target_modules: tuple[Name, ...]
     seed: Annotated[int, Field(ge=0, lt=2**53)]
-    tensors: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
+    tensors: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=100_000)]
+    personal: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 
     @property
     def size(self) -> int:
@@ -101,14 +107,15 @@ class ServerSpec(StrictModel):
 class TrainingSpec(StrictModel):
     """Local training between two aggregations, and the server step after them."""
 
-    task: Literal["sequence-classification"]
-    labels: tuple[Name, ...]
+    task: Word  # of ffm.tasks, or one of the consortium's own: what the loss of a record is
+    labels: tuple[Name, ...]  # of a classifier, in its order; else empty
     max_length: Positive
     optimizer: Literal["sgd", "adam"]
     learning_rate: DecimalString
     rounds: Positive
     local_steps: Positive
     expected_batch: Positive  # public divisor of the summed gradient, never a count of real records; R2: of all clients
+    proximal: DecimalString  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise; 0: none
     server: ServerSpec
 
 
@@ -205,7 +212,7 @@ class Manifest(StrictModel):
     """Everything that ctx binds besides membership and the current round."""
 
     version: Literal[1]
-    task: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    task: Word
     data: Annotated[str, Field(min_length=1, max_length=1000)]  # which records, for people; nothing is computed by it
     base_model: BaseModelSpec
     adapter: AdapterSpec
@@ -217,13 +224,17 @@ class Manifest(StrictModel):
     def _feasible(self) -> "Manifest":
         for what, names in (
             ("file", [file.path for file in self.base_model.files]),
-            ("tensor", [tensor.name for tensor in self.adapter.tensors]),
+            ("tensor", [tensor.name for tensor in (*self.adapter.tensors, *self.adapter.personal)]),
             ("label", list(self.training.labels)),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"two entries with one {what} name")
         if self.privacy.protocol == "R2" and (self.training.local_steps, self.training.optimizer) != (1, "sgd"):
             raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
+        if self.privacy.protocol == "R2" and self.adapter.personal:
+            raise ValueError("R2 has no personal tensors: a client would train them with its share of the noise alone")
+        if self.privacy.protocol == "R2" and Decimal(self.training.proximal):
+            raise ValueError("R2 has no proximal term: its one step starts where the term is zero")
         if self.privacy.protocol == "C" and self.aggregation.min_cohort < LEAST_CLIENTS:
             raise ValueError(
                 f"C needs sums of at least {LEAST_CLIENTS} clients (min_cohort): with fewer its noise drowns the mean "
@@ -244,8 +255,8 @@ class Manifest(StrictModel):
             )
         if aggregation.scale != privacy.scale:
             raise ValueError(f"{name} aggregates the integers of the mechanism: both scales must be equal")
-        if self.sensitivity_steps > MAX_CLIP_STEPS:
-            raise ValueError(f"the sensitivity must be at most {MAX_CLIP_STEPS} grid steps: lower clip_steps")
+        if self.sensitivity_steps > MAX_SENSITIVITY:
+            raise ValueError(f"the sensitivity must be at most {MAX_SENSITIVITY} grid steps: lower clip_steps")
         if privacy.noise_steps**2 < 100 * self.noise_shares:
             raise ValueError("a share of the noise is too coarse for the certificate: its variance is below 100")
         least = self.largest_contribution()
@@ -266,7 +277,7 @@ class Manifest(StrictModel):
     def sensitivity_steps(self) -> int:
         """L2 norm by which one unit (a record; under C a client) moves what is noised, at most."""
         p = self.privacy
-        return norm_bound(p.clip_steps, self.adapter.size) if p.protocol == "C" else p.clip_steps
+        return rounded_norm(p.clip_steps, self.adapter.size) if p.protocol == "C" else p.clip_steps
 
     def largest_contribution(self) -> int:
         """R2, C: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8.

@@ -23,6 +23,7 @@ from dp.audit_ledger import check_accountant, check_ledger, check_persons
 from dp.audit_planted import Effort, planted_checks
 from dp.ledger import Charge, PrivacyLedger
 from dp.mechanism import GaussianMechanism
+from dp.objective import Classification
 from dp.report_checks import statement_checks
 from dp.sampling import Csprng
 from ffm import audit_pipeline, client_run, worker
@@ -32,9 +33,10 @@ from ffm.audit_model import Planted, check_generator, check_processes
 from ffm.audit_pipeline import CanaryTraining
 from ffm.audit_rounds import check_rounds
 from ffm.client_run import round_charge
+from ffm.learner import plan_of
 from ffm.models import locate
 from ffm.task import build_manifest, example_settings, load_settings
-from ffm.worker import LocalTraining, plan_of
+from ffm.worker import LocalTraining
 from protocol.manifest import Manifest
 from secagg.encoding import SlotPacker
 from tests.simulation.bugs import Edit, edited
@@ -112,7 +114,10 @@ def _processes() -> list[Finding]:
 @lru_cache(maxsize=1)
 def hospital() -> Manifest:
     """The hospital example's manifest, with three labels."""
-    return build_manifest(load_settings(example_settings("hospital")), "bert-tiny", ("heart", "lung", "skin"))
+    return build_manifest(
+        load_settings(example_settings("hospital")).model_copy(update={"labels": ("heart", "lung", "skin")}),
+        "bert-tiny",
+    )
 
 
 def _books(m: Manifest) -> list[Finding]:
@@ -236,7 +241,7 @@ FAULTS = (
         "mean over the batch (token-mean loss)",
         "planted",
         "do not couple",
-        (training, "_losses", ('reduction="none")', 'reduction="none") / len(labels)')),
+        (Classification, "losses", ('reduction="none")', 'reduction="none") / len(batch[LABELS])')),
     ),
     fault(
         "clipping off",
@@ -339,8 +344,8 @@ FAULTS = (
             LocalTraining,
             "update",
             (
-                "train(self.model, self.dataset, plan_of(self.manifest), self.rng",
-                "train(self.model, self.dataset, plan_of(self.manifest), Csprng(bytes(32))",
+                "plan_of(self.learner.manifest), self.rng",
+                "plan_of(self.learner.manifest), Csprng(bytes(32))",
             ),
         ),
     ),

@@ -27,9 +27,11 @@ def manifest() -> dict[str, Any]:
             "method": "ffa-lora",
             "rank": 4,
             "alpha": 8,
+            "virtual_tokens": 0,
             "target_modules": ["query", "value"],
             "seed": 17,
             "tensors": [{"name": "b", "shape": [128, 4]}, {"name": "head", "shape": [3, 128]}],
+            "personal": [],
         },
         "training": {
             "task": "sequence-classification",
@@ -40,6 +42,7 @@ def manifest() -> dict[str, Any]:
             "rounds": 4,
             "local_steps": 10,
             "expected_batch": 256,
+            "proximal": "0",
             "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {

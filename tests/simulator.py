@@ -79,9 +79,11 @@ def make_manifest(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, *
             "method": "ffa-lora",
             "rank": 1,
             "alpha": 1,
+            "virtual_tokens": 0,
             "target_modules": ["query"],
             "seed": 7,
             "tensors": [{"name": "b", "shape": [length]}],
+            "personal": [],
         },
         "training": {
             "task": "sequence-classification",
@@ -92,6 +94,7 @@ def make_manifest(n: int = 5, c: int = 1, dropouts: int = 1, length: int = 40, *
             "rounds": 10,
             "local_steps": 2,
             "expected_batch": 8,
+            "proximal": "0",
             "server": {"optimizer": "fedavg", "learning_rate": "1", "beta1": "0", "beta2": "0", "tau": "0"},
         },
         "privacy": {

@@ -10,7 +10,6 @@ from dp.errors import BudgetExceededError
 from ffm.cli.app import app
 from ffm.cli.errors import EXIT_CODES, exit_code, render
 from ffm.cli.output import describe, ids
-from ffm.data import icd10_records, label_names
 from ffm.errors import DataError
 from ffm.models import locate
 from ffm.task import GENERIC_TARGETS, TaskSettings, build_manifest, example_settings, load_settings
@@ -66,7 +65,7 @@ def test_help_and_version() -> None:
 def test_a_folder_stands_in_for_a_packaged_model() -> None:
     settings = load_settings(example_settings("hospital"))
     folder = str(locate("bert-tiny"))
-    manifest = build_manifest(settings, folder, label_names(icd10_records()))
+    manifest = build_manifest(settings, folder)
     assert manifest.base_model.name == Path(folder).name  # no path of this machine in a signed document
     assert manifest.adapter.target_modules == GENERIC_TARGETS
     assert {tensor.name.split(".")[-3] for tensor in manifest.adapter.tensors} >= set(GENERIC_TARGETS)
@@ -77,7 +76,7 @@ def test_settings_that_make_no_manifest_are_one_error() -> None:
     broken = settings.aggregation.model_copy(update={"max_dropouts": 4})
     changed: TaskSettings = settings.model_copy(update={"aggregation": broken})
     with pytest.raises(DataError, match="settings make no manifest"):
-        build_manifest(changed, "bert-tiny", ("a", "b"))
+        build_manifest(changed, "bert-tiny")
 
 
 def test_events_read_as_sentences() -> None:

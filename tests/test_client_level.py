@@ -33,6 +33,7 @@ from ffm.cli.app import app
 from ffm.client_run import budget_of, round_charge
 from ffm.plan import attempt_mechanism, client_mechanism
 from ffm.step import next_model
+from protocol.bounds import rounded_norm
 from protocol.manifest import Manifest
 from secagg.masking import Mask, add_masks, frame, pairwise_sign, unframe
 from secagg.types import Secret
@@ -69,6 +70,7 @@ def test_the_bound_is_the_formula_rounded_up(clip: int, size: int) -> None:
     bound = norm_bound(clip, size)
     exact = 4 * clip**2 + size + 4 * clip  # without the root, which is left on the other side
     assert 4 * bound**2 >= exact and (4 * bound**2 - exact) ** 2 >= 4 * size
+    assert bound == rounded_norm(clip, size)
     below = 4 * (bound - 1) ** 2 - exact
     assert below < 0 or below**2 < 4 * (math.isqrt(size) + 1) ** 2
     assert bound <= clip + math.isqrt(size) + 1

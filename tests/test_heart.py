@@ -1,5 +1,6 @@
 """The heart example: its data, its words, its scores, and the ways of training that it compares."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from dp.sampling import Csprng
 from ffm import heart
-from ffm.comparison import Comparison
+from ffm.federation import Federation
 from ffm.models import locate
 from ffm.scores import accuracy_at_share, auc, called_at_share, interval, logistic_regression
 from ffm.step import parameters_of
@@ -23,7 +24,7 @@ SIZES = {"cleveland": 304, "hungary": 293, "switzerland": 123, "long-beach": 200
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     settings = load_settings(SETTINGS)
-    return build_manifest(settings, "bert-tiny", settings.labels)
+    return build_manifest(settings, "bert-tiny")
 
 
 def test_four_hospitals_of_920_patients() -> None:
@@ -108,20 +109,20 @@ def test_all_ways_of_training_start_alike_and_differ_in_noise(manifest: Manifest
     privacy = manifest.privacy.model_copy(update={"sampling_numerator": 1, "sampling_denominator": 1})
     small = manifest.model_copy(update={"training": training, "privacy": privacy})
     parts = [heart.records(rows[:6]) for rows in heart.rows().values()]
-    arms = Comparison.load(small, locate("bert-tiny"), parts)
-    rng = Csprng(bytes(32))
+    arms = Federation.load(small, locate("bert-tiny"), parts)
+    rng, without_dp = Csprng(bytes(32)), partial(arms.centralised, private=False)
     moved = {
         name: parameters_of(learn(rng), small) - parameters_of(arms.start, small)
         for name, learn in (
-            ("R2", arms.distributed),
-            ("R1", arms.local),
+            ("R2", arms.federated),
+            ("R1", arms.local_noise),
             ("centralised", arms.centralised),
             ("alone", lambda rng: arms.alone(0, rng)),
-            ("no DP", arms.without_dp),
+            ("no DP", without_dp),
         )
     }
     assert all(np.isfinite(change).all() and change.any() for change in moved.values())
     assert len({change.tobytes() for change in moved.values()}) == len(moved)
-    assert arms.without_dp(rng).tobytes() == arms.without_dp(rng).tobytes()  # q = 1 and no noise: nothing is drawn
-    scores = arms.scores(arms.start, parts[0])
+    assert without_dp(rng).tobytes() == without_dp(rng).tobytes()  # q = 1 and no noise: nothing is drawn
+    scores = arms.odds(arms.start, parts[0])
     assert scores.shape == (6,) and np.isfinite(scores).all()

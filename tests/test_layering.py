@@ -63,7 +63,7 @@ def banned(path: str) -> set[str]:
         case "dp":
             names |= NETWORK | TORCH_DRAWS | {"secagg", "protocol", "ffm", "secrets", "transformers", "peft"}
             names |= set() if path == "dp/sampling.py" else {"os.urandom"}
-            names |= set() if path == "dp/training.py" else {"torch"}
+            names |= set() if path in ("dp/objective.py", "dp/training.py") else {"torch"}
             names |= set() if path in ("dp/training.py", "dp/accountant.py") else {"opacus"}
         case "ffm":
             names |= TORCH_DRAWS | {"grpc", "google", "protocol._pb"}
@@ -266,6 +266,7 @@ PLANTS = [
     ("dp/training.py", "import torch\ntorch.randn(3)", "torch.randn"),
     ("dp/training.py", "from torch import bernoulli", "torch.bernoulli"),
     ("dp/training.py", "import torch\ntorch.manual_seed(3)", "torch.manual_seed"),
+    ("dp/objective.py", "import torch\ntorch.rand(3)", "torch.rand"),
     ("ffm/planted.py", "import torch\ntorch.normal(0, 1, (3,))", "torch.normal"),
     ("ffm/planted.py", "import grpc", "grpc"),
     ("ffm/planted.py", "from protocol._pb import secagg_pb2", "protocol._pb"),

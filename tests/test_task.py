@@ -19,7 +19,7 @@ LABELS = tuple(f"chapter {number:02d}" for number in range(18))
 
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
-    return task.build_manifest(task.load_settings(HOSPITAL), "bert-tiny", LABELS)
+    return task.build_manifest(task.load_settings(HOSPITAL).model_copy(update={"labels": LABELS}), "bert-tiny")
 
 
 def test_hospital_settings_become_a_manifest_that_clients_accept(manifest: Manifest) -> None:

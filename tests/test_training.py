@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from dp import training
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
+from dp.objective import CLASSIFICATION, Records
 from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.training import DpSgdPlan, bounded_rows, train
 
@@ -236,9 +237,9 @@ def integer_sum(dataset: dict[str, Tensor], physical: int) -> NDArray[np.int64]:
     model = adapted_model()
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batches = training._Records(model, dataset, "cpu").batches(np.arange(len(dataset["labels"])), physical)
+    batches = Records(model, dataset, CLASSIFICATION).batches(np.arange(len(dataset["labels"])), physical, rng(1))
     with training._per_sample_gradients(model, parameters, True):
-        return training._bounded_sum(model, parameters, batches, LOUD)
+        return training._bounded_sum(training._Losses(model, CLASSIFICATION), parameters, batches, LOUD)
 
 
 def test_one_record_moves_the_integer_sum_by_at_most_the_sensitivity() -> None:

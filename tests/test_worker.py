@@ -20,9 +20,10 @@ from ffm import frames, task
 from ffm.adapters import flatten, load_flat
 from ffm.data import Record, write_records
 from ffm.errors import TrainingProcessError
+from ffm.learner import plan_of
 from ffm.models import locate
 from ffm.training_process import TrainingProcess
-from ffm.worker import LocalTraining, Worker, plan_of, refuse_grpc
+from ffm.worker import LocalTraining, Worker, refuse_grpc
 from protocol.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ LABELS = ("heart", "lung")
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     settings = task.load_settings(ROOT / "examples" / "hospital" / "settings.toml")
-    whole = task.build_manifest(settings, "bert-tiny", LABELS)
+    whole = task.build_manifest(settings.model_copy(update={"labels": LABELS}), "bert-tiny")
     training = whole.training.model_copy(update={"local_steps": 2, "expected_batch": 20})
     privacy = whole.privacy.model_copy(update={"sampling_numerator": 1, "sampling_denominator": 2})
     return whole.model_copy(update={"training": training, "privacy": privacy})
@@ -94,14 +95,14 @@ def _error(answer: bytes) -> dict[str, str]:
 
 def _load(manifest: Manifest, site_csv: Path, **changes: object) -> tuple[dict[str, object], bytes]:
     header = {"op": "load", "base_model": str(locate("bert-tiny")), "data": str(site_csv), "device": "cpu"}
-    return {**header, "threads": 1, **changes}, manifest.to_bytes()
+    return {**header, "threads": 1, "task_file": "", **changes}, manifest.to_bytes()
 
 
 def test_refusals_are_structured_and_leave_the_worker_usable(
     manifest: Manifest, site_csv: Path, tmp_path: Path
 ) -> None:
     worker = Worker(lambda: None)  # other tests of this process have loaded grpc
-    assert _error(worker.answer({"op": "train"}, b""))["code"] == "E522"  # before load
+    assert _error(worker.answer({"op": "train", "round": 1}, b""))["code"] == "E522"  # before load
     assert _error(worker.answer({"op": "dance"}, b""))["code"] == "E522"
     assert _error(worker.answer({"op": "load"}, manifest.to_bytes()))["code"] == "E522"
     missing = _error(worker.answer(*_load(manifest, tmp_path / "none.csv")))
@@ -148,10 +149,10 @@ def test_plan_is_the_manifests(manifest: Manifest) -> None:
 def test_update_is_trained_minus_global(manifest: Manifest, site_csv: Path) -> None:
     local = LocalTraining.load(manifest, locate("bert-tiny"), site_csv, "cpu")
     start = flatten(local.model, manifest.adapter)
-    change = local.update(start)
+    change = local.update(start, 1)
     assert np.array_equal(flatten(local.model, manifest.adapter) - start, change)
     assert np.count_nonzero(change) == change.size  # noise reaches every coordinate
-    assert not np.array_equal(local.update(start), change)  # and is fresh every time
+    assert not np.array_equal(local.update(start, 1), change)  # and is fresh every time
     assert "keystream" not in repr(local)
 
 
@@ -262,7 +263,7 @@ def test_standard_output_is_frames_alone_and_grpc_stays_out() -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(frames.pack({"op": "train"}))
+    process.stdin.write(frames.pack({"op": "train", "round": 1}))
     process.stdin.flush()
     frame = frames.read(process.stdout)  # type: ignore[arg-type]
     assert frame is not None
@@ -310,12 +311,12 @@ def test_a_client_level_update_is_the_clipped_difference_and_a_small_share(manif
     assert plan_of(made).mechanism is None  # nothing per record
     local = LocalTraining.load(made, locate("bert-tiny"), site_csv, "cpu")
     start = flatten(local.model, made.adapter)
-    update = local.update(start)
+    update = local.update(start, 1)
     load_flat(local.model, made.adapter, start)
-    plain = local._plain_change(start).astype(np.float64)
+    plain = local.learner.plain_change(start, local.dataset, plan_of(made), local.rng).astype(np.float64)
     norm = float(np.linalg.norm(plain))
     assert update.dtype == np.int64 and norm > 0.25  # so that it is clipped
     assert np.abs(update - plain / norm * 2**18).max() < 80
     broken = made.model_copy(update={"training": training.model_copy(update={"learning_rate": "900000000000000"})})
-    lost = LocalTraining.load(broken, locate("bert-tiny"), site_csv, "cpu").update(start)
+    lost = LocalTraining.load(broken, locate("bert-tiny"), site_csv, "cpu").update(start, 1)
     assert 0 < np.abs(lost).max() < 80  # zeros and noise; that training broke down cannot be seen

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dp.report import MethodResult
 from dp.report_facts import Method
-from ffm.baselines import Bench, Comparison, accuracy, macro_f1
+from ffm.baselines import Bench, Comparison
 from ffm.cli.output import Format, Output, describe
 from ffm.cli.running import run_until_signal
 from ffm.demo import VICTIM, Layout, Play, prepare
@@ -23,6 +23,7 @@ from ffm.site import load_site
 from ffm.start import documents_of, load_statements, new_run_id
 from ffm.step import Model
 from ffm.task import example_settings, load_settings, with_assurance
+from ffm.tasks.finetune import accuracy, macro_f1
 
 EVALUATION = (
     "Test split of the public ICD-10-CM code descriptions, disjoint from training by 3-character code; it describes "

@@ -19,16 +19,17 @@ from ffm import heart
 from ffm.cli.demo import model_of, show
 from ffm.cli.output import Format, Output
 from ffm.cli.running import run_until_signal
-from ffm.comparison import Comparison
 from ffm.demo import Layout, Play, prepare
 from ffm.errors import DataError
+from ffm.federation import Federation
 from ffm.ranking import twice_wins
 from ffm.report_files import gather, write_report
 from ffm.scores import Reals, accuracy_at_share, auc, called_at_share, interval, logistic_regression
 from ffm.server_run import load_state
 from ffm.site import load_site
+from ffm.sources import HeartSource
 from ffm.start import documents_of, load_statements, new_run_id
-from ffm.task import HeartSettings, example_settings, load_settings
+from ffm.task import example_settings, load_settings
 
 SHARE_ILL = 0.55  # of the patients that are sent to these clinics; public, so no test label chooses the threshold
 EVALUATION = (
@@ -54,7 +55,7 @@ def run(folder: Path, device: str, settings_path: Path | None, seeds: int, out: 
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     began = time.monotonic()
     settings = load_settings(settings_path or example_settings("heart"))
-    if not isinstance(settings.data, HeartSettings):
+    if not isinstance(settings.data, HeartSource):
         raise DataError("these are not settings of the heart example", expected='data.source = "heart"', code="E515")
     folder = folder / new_run_id(datetime.now(UTC))
     folder.mkdir(parents=True)
@@ -75,7 +76,7 @@ def run(folder: Path, device: str, settings_path: Path | None, seeds: int, out: 
 def compare(layout: Layout, split_seed: int, seeds: int) -> tuple[list[MethodResult], Aucs]:
     """Results for the report, and AUC by (method, whose test patients) over the repetitions; "" is all of them."""
     train, test = heart.split(split_seed)
-    arms = Comparison.load(layout.manifest, layout.base_model, [heart.records(rows) for rows in train.values()])
+    arms = Federation.load(layout.manifest, layout.base_model, [heart.records(rows) for rows in train.values()])
     records = heart.records([row for rows in test.values() for row in rows])
     steps = layout.manifest.training.rounds
     results: list[MethodResult] = []
@@ -92,15 +93,15 @@ def compare(layout: Layout, split_seed: int, seeds: int) -> tuple[list[MethodRes
         labels = np.concatenate([labels for where, _, labels in _parts(test) if where])
         aucs.setdefault((name, "accuracy"), []).append(accuracy_at_share(scores, labels, SHARE_ILL))
 
-    add("federated-dp", arms.scores(model_of(layout), records), None, 0)
+    add("federated-dp", arms.odds(model_of(layout), records), None, 0)
     for seed in range(seeds):
         if seed:
-            add("federated-dp", arms.scores(arms.distributed(Csprng.from_os()), records), None, seed)
-        add("federated-dp-other-protocol", arms.scores(arms.local(Csprng.from_os()), records), None, seed)
-        add("centralised-dp", arms.scores(arms.centralised(Csprng.from_os()), records), None, seed)
-        add("centralised-no-dp", arms.scores(arms.without_dp(Csprng.from_os()), records), None, seed)
+            add("federated-dp", arms.odds(arms.federated(Csprng.from_os()), records), None, seed)
+        add("federated-dp-other-protocol", arms.odds(arms.local_noise(Csprng.from_os()), records), None, seed)
+        add("centralised-dp", arms.odds(arms.centralised(Csprng.from_os()), records), None, seed)
+        add("centralised-no-dp", arms.odds(arms.centralised(Csprng.from_os(), private=False), records), None, seed)
         for site in range(len(train)):
-            add("alone-dp", arms.scores(arms.alone(site, Csprng.from_os()), records), site + 1, seed)
+            add("alone-dp", arms.odds(arms.alone(site, Csprng.from_os()), records), site + 1, seed)
     fitted = logistic_regression(*heart.table([row for rows in train.values() for row in rows]))
     add("logistic-regression", fitted.scores(heart.table([row for rows in test.values() for row in rows])[0]), None, 0)
     return results, aucs

@@ -24,12 +24,10 @@ from protocol.rpc.keyfiles import read_public, replace_public
 
 def manifest_for(config: ConsortiumConfig, beside: Path, model: str | None) -> Manifest:
     """The manifest that the consortium's task settings give on this machine."""
-    from ffm.data import icd10_records, label_names
     from ffm.task import build_manifest, load_settings
 
     settings = load_settings(beside / config.task)
-    labels = settings.labels or label_names(icd10_records())
-    return build_manifest(settings, model or next(iter(settings.models)), labels)
+    return build_manifest(settings, model or next(iter(settings.models)))
 
 
 def make_consortium(config_path: Path, folder: Path, model: str | None, owner_only: bool, out: Output) -> None:

@@ -17,8 +17,7 @@ from dp.errors import PrivacyError
 from dp.events import SampledGaussian
 from dp.report_trust import adversaries
 from ffm.cli.output import Format, Output
-from ffm.data import icd10_records, label_names
-from ffm.task import TaskSettings, build_manifest, load_settings, planned_releases
+from ffm.task import build_manifest, load_settings, planned_releases
 from protocol.manifest import Manifest
 
 
@@ -90,7 +89,7 @@ def show_noise(target: Decimal, delta: Decimal, planned: SampledGaussian, out: O
 def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
     """Cost, noise and the most that the signal can be, for each adversary of the trust table."""
     settings = load_settings(settings_path)
-    manifest = build_manifest(settings, model or next(iter(settings.models)), _labels(settings))
+    manifest = build_manifest(settings, model or next(iter(settings.models)))
     planned = planned_releases(manifest, settings.privacy.spare_rounds)
     if manifest.privacy.protocol == "none":
         out.result({"protocol": "none"}, "protocol none: no noise, no ε; masking is the only protection")
@@ -150,10 +149,6 @@ def _signal(manifest: Manifest) -> dict[str, Any]:
         "largest_signal": f"{signal:.4g}",
         "signal_to_noise": f"{signal / noise:.3g}" if noise else "no noise",
     }
-
-
-def _labels(settings: TaskSettings) -> tuple[str, ...]:
-    return settings.labels or label_names(icd10_records())
 
 
 def _cost(value: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
-from ffm.data import icd10_records, label_names, write_records
+from ffm.data import icd10_records, write_records
 from ffm.demo import free_port
 from ffm.task import TaskSettings, build_manifest
 from protocol.manifest import Manifest
@@ -64,7 +64,7 @@ def settings(**model: Any) -> TaskSettings:
 def make(folder: Path, **model: Any) -> tuple[Consortium, Manifest]:
     """All folders of a consortium of four clients with 60 real texts each."""
     records = icd10_records()
-    manifest = build_manifest(settings(**model), "bert-tiny", label_names(records))
+    manifest = build_manifest(settings(**model), "bert-tiny")
     config = ConsortiumConfig(
         consortium="test", task="-", server=ServerConfig(host="127.0.0.1", port=free_port()), clients=NAMES
     )

@@ -1,0 +1,118 @@
+"""Where an example's records come from: each source lays out one CSV per site and a public test CSV.
+
+A source is a section `[data]` of a task's settings, told apart by its key `source`. A real consortium writes
+`source = "sites"`: the records lie at the sites already, and only the sentence for the manifest is needed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ffm import heart
+from ffm.data import Partition, icd10_records, label_names, write_hospitals
+from ffm.errors import DataError
+from protocol.manifest import Name, Positive
+from protocol.roster import StrictModel
+
+HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a source wrote: CSV of each site by its name, and the public test CSV."""
+
+    sites: Mapping[str, Path]
+    test: Path
+
+
+class Icd10Source(StrictModel):
+    """The hospital example's partition; `dirichlet` is a fraction such as "3/10"."""
+
+    source: Literal["icd10"] = "icd10"
+    description: Name
+    sites: Annotated[int, Field(ge=1, le=256)]
+    dirichlet: FractionText
+    cap_per_class: Positive
+    seed: Seed
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return (
+            f"{self.description}; {self.sites} sites by a Dirichlet({self.dirichlet}) draw per label, "
+            f"at most {self.cap_per_class} training records per label, seed {self.seed}"
+        )
+
+    def labels(self) -> tuple[str, ...]:
+        """The 18 chapters."""
+        return label_names(icd10_records())
+
+    def partition(self) -> Partition:
+        """The plan that `ffm.data.write_hospitals` takes."""
+        alpha = Fraction(self.dirichlet)
+        return Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_class, self.seed)
+
+    def write(self, folder: Path) -> Written:
+        """Draw and write. Raises DataError E514, ModelError E502."""
+        files = {name: folder / f"{name}.csv" for name in site_names(self.sites)}
+        test = folder / "test.csv"
+        write_hospitals(tuple(files.values()), test, self.partition())
+        return Written(files, test)
+
+
+class HeartSource(StrictModel):
+    """The four hospitals of the heart example: they are as they are; only the split is drawn."""
+
+    source: Literal["heart"]
+    description: Name
+    seed: Seed
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return f"{self.description}, split seed {self.seed}"
+
+    def labels(self) -> tuple[str, ...]:
+        """Healthy and ill."""
+        return heart.LABELS
+
+    def write(self, folder: Path) -> Written:
+        """Split and write. Raises ModelError E502, DataError E512."""
+        return Written(*heart.write_sites(folder, self.seed))
+
+
+class SiteSource(StrictModel):
+    """Records that lie at the sites; nothing is written, and the settings give the labels."""
+
+    source: Literal["sites"]
+    description: Name
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return self.description
+
+    def labels(self) -> tuple[str, ...]:
+        """None: the settings have them."""
+        return ()
+
+    def write(self, folder: Path) -> Written:
+        """Raises DataError E515: there is nothing to write."""
+        raise DataError(
+            "these settings describe records that lie at the sites",
+            found='data.source = "sites"',
+            expected="the source of an example",
+            do="start a consortium of real sites: secagg init",
+            code="E515",
+        )
+
+
+Source = Icd10Source | HeartSource | SiteSource
+
+
+def site_names(count: int) -> tuple[str, ...]:
+    """Names of an example's hospitals."""
+    return HOSPITALS if count == len(HOSPITALS) else tuple(f"hospital-{i}" for i in range(1, count + 1))
