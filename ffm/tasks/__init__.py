@@ -52,6 +52,9 @@ class Task(Objective, Protocol):
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "sequence-classification": "ffm.tasks.finetune:SequenceClassification",
+    "masked-lm": "ffm.tasks.language:MaskedLanguageModel",
+    "causal-lm": "ffm.tasks.language:CausalLanguageModel",
+    "instruction-tuning": "ffm.tasks.language:InstructionTuning",
 }
 
 
