@@ -8,6 +8,8 @@
 | E504 | NaN or infinite values in an adapter |
 | E505 | an adapter that would train nothing, or nothing in a named module |
 | E506 | a base model that cannot be loaded safely or classified with |
+| E507 | a method of adaptation that cannot run under this training |
+| E508 | an adapter that cannot be merged into the base model |
 | E511 | a data file is missing or unreadable |
 | E512 | a data file lacks a column or a cell |
 | E513 | a label that the manifest does not know |
