@@ -8,6 +8,8 @@
 | E504 | NaN or infinite values in an adapter |
 | E505 | an adapter that would train nothing, or nothing in a named module |
 | E506 | a base model that cannot be loaded safely, or is of another kind than the task needs |
+| E507 | a method of adaptation that cannot run under this training |
+| E508 | an adapter that cannot be merged into the base model |
 | E509 | texts longer than the base model's context |
 | E511 | a data file is missing or unreadable |
 | E512 | a data file lacks a column or a cell |

@@ -284,7 +284,7 @@ def check_context(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
     """The model, if it has positions for so many tokens.
 
     Raises:
-        ModelError: E507 if the longest text would not fit.
+        ModelError: E509 if the longest text would not fit.
     """
     limits = [int(getattr(model.config, "max_position_embeddings", None) or tokens)]
     for name, module in model.named_modules():
@@ -300,6 +300,12 @@ def check_context(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
             code="E509",
         )
     return model
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Width of a language model's logits; 0 for a model without a language-model head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return int(getattr(head, "out_features", 0))
 
 
 @dataclass(frozen=True, slots=True)

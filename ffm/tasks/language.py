@@ -20,7 +20,7 @@ from dp.objective import FIELDS, IDS, IGNORED, LABELS, MASK, Batch, Dataset, che
 from dp.sampling import Csprng
 from ffm.data import Record, read_pairs, read_texts, with_padding
 from ffm.errors import DataError, ModelError
-from ffm.models import check_context, load_causal_lm, load_masked_lm
+from ffm.models import check_context, load_causal_lm, load_masked_lm, vocabulary
 from ffm.tasks import Scores
 from protocol.manifest import TrainingSpec
 
@@ -75,7 +75,7 @@ class _LanguageModel:
         mode, device = model.training, next(model.parameters()).device
         model.eval()
         lengths = test[MASK].sum(dim=1)
-        size = max(1, _LOGITS // (test[IDS].shape[1] * _vocabulary(model)))
+        size = max(1, _LOGITS // (test[IDS].shape[1] * vocabulary(model)))
         totals, counts = [], []
         with torch.inference_mode():
             for rows in torch.argsort(lengths, stable=True).split(size):  # type: ignore[no-untyped-call]
@@ -256,8 +256,3 @@ def _padded(tokenizer: Any, rows: Sequence[Row]) -> Dataset:
         for (name, blank), values in zip(fill, (ids, [1] * len(ids), labels), strict=True):
             parts[name].append([*values, *[blank] * (width - len(ids))])
     return {name: torch.tensor(values, dtype=torch.int64) for name, values in parts.items()}
-
-
-def _vocabulary(model: nn.Module) -> int:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return int(head.out_features) if isinstance(head, nn.Linear) else 2**15
