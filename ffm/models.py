@@ -353,6 +353,8 @@ def _load(auto: Any, folder: Path, what: _Kind, settings: Mapping[str, Any]) -> 
             expected="the shapes that config.json describes",
             do=do,
         )
+    # Where the padding token also ends a text, its row is learned like any other; padding itself has no gradient.
+    model.get_input_embeddings().padding_idx = None
     return model, tuple(sorted(info["missing_keys"]))
 
 
