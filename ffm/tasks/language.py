@@ -21,7 +21,7 @@ from dp.sampling import Csprng
 from ffm.data import Record, read_pairs, read_texts, with_padding
 from ffm.errors import DataError, ModelError
 from ffm.models import check_context, load_causal_lm, load_masked_lm, vocabulary
-from ffm.tasks import Scores
+from ffm.tasks.interface import Scores
 from protocol.manifest import TrainingSpec
 
 MASK_TOKEN: Final = "mask_token"  # noqa: S105 - a field: the id of [MASK], once for each record
