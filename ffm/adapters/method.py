@@ -77,7 +77,13 @@ class Method:
 
 
 METHODS: Final[Mapping[str, str]] = {
+    "bitfit": "ffm.adapters.inplace:BitFit",
+    "fedsa-lora": "ffm.adapters.lora:FedSaLora",
     "ffa-lora": "ffm.adapters.lora:FfaLora",
+    "full": "ffm.adapters.inplace:Full",
+    "lora": "ffm.adapters.lora:Lora",
+    "prefix": "ffm.adapters.prefix:Prefix",
+    "rolora": "ffm.adapters.lora:RoLora",
 }
 
 
