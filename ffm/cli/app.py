@@ -128,6 +128,23 @@ def audit(
         run_audit(subject, data or [], model, (out, millions, seed), Output(format_))
 
 
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Option("--task", help="finetune")],
+    seeds: Annotated[int, typer.Option("--seeds", help="repetitions", min=1)] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="small and few: everything runs, no figure is evidence")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for TASK.json, TASK.md and TASK.html")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Federated, alone and centralised, with DP and without, side by side on one machine."""
+    with reported(format_):
+        from ffm.cli.evaluate import evaluate as run
+
+        run(task, seeds, quick, out, Output(format_))
+
+
 @report_app.command("verify")
 def report_verify(
     report: Annotated[Path, typer.Argument(help="report.json", metavar="REPORT")],

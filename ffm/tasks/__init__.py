@@ -6,53 +6,18 @@ Python file with an object `TASK`; every site names that file in its own setting
 signature of somebody else makes a site run code.
 """
 
-import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from dp.objective import Dataset, Objective
-from ffm.data import Record
 from ffm.errors import TaskError
-from protocol.manifest import TrainingSpec
+from ffm.tasks.finetune import SequenceClassification
+from ffm.tasks.interface import Scores, Task
 
-Scores = Mapping[str, float]
+__all__ = ["BUILT_IN", "Scores", "Task", "find"]
 
-
-class Task(Objective, Protocol):
-    """A task; `Objective` is the part of it that DP-SGD sees."""
-
-    name: str  # as manifests write it in training.task
-    peft_type: str  # of PEFT: "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION" for anything else
-    headline: str  # the key of `scores` by which methods are compared; larger is better unless it is a perplexity
-
-    def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
-        """The base model, float32, on the CPU, without dropout; what the checkpoint lacks is drawn from `seed`.
-
-        Raises ModelError E506 for a model of another class.
-        """
-        ...
-
-    def read(self, path: Path, training: TrainingSpec) -> tuple[Record, ...]:
-        """A site's records. Raises DataError E511 to E514; its messages give line numbers, never a cell."""
-        ...
-
-    def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
-        """What `dp.objective.Records` takes: one row of each tensor per record."""
-        ...
-
-    def scores(self, model: nn.Module, test: Dataset) -> Scores:
-        """How well `model` does on held-out records, by name; finite numbers."""
-        ...
-
-
-BUILT_IN: Final[Mapping[str, str]] = {
-    "sequence-classification": "ffm.tasks.finetune:SequenceClassification",
-}
+BUILT_IN: Final[Mapping[str, Task]] = {task.name: task for task in (SequenceClassification(),)}
 
 
 def find(name: str, file: Path | None = None) -> Task:
@@ -71,9 +36,7 @@ def find(name: str, file: Path | None = None) -> Task:
             do="give the file of the consortium's own task: task_file in the site's settings, or --task-file",
             code="E531",
         )
-    module, _, attribute = BUILT_IN[name].partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)()
-    return task
+    return BUILT_IN[name]
 
 
 def _from_file(name: str, file: Path) -> Task:

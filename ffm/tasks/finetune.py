@@ -13,7 +13,7 @@ from dp.objective import Classification, Dataset
 from ffm.data import Record, read_records, tokenize
 from ffm.models import load_classifier
 from ffm.ranking import log_odds, twice_wins
-from ffm.tasks import Scores
+from ffm.tasks.interface import Scores
 from protocol.manifest import TrainingSpec
 
 _EVALUATION_BATCH = 128
@@ -25,6 +25,7 @@ class SequenceClassification(Classification):
     name = "sequence-classification"
     peft_type = "SEQ_CLS"
     headline = "accuracy"
+    lower_is_better = False
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Encoder or decoder with a classification head."""
