@@ -21,7 +21,8 @@ from ffm.adapters.flat import (
     only_moving,
     trainable,
 )
-from ffm.adapters.method import METHODS, AdapterSettings, Method, find, is_head
+from ffm.adapters.method import AdapterSettings, Method, is_head
+from ffm.adapters.registry import METHODS, find
 from ffm.errors import AdapterError
 from protocol.manifest import AdapterSpec, PrivacySpec, TensorSpec, TrainingSpec
 
