@@ -5,6 +5,7 @@ of `AdapterSpec.personal` are trained beside them and never leave their client. 
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,7 +21,8 @@ from ffm.adapters.flat import (
     only_moving,
     trainable,
 )
-from ffm.adapters.method import METHODS, AdapterSettings, Method, find, is_head
+from ffm.adapters.method import AdapterSettings, Method, is_head
+from ffm.adapters.registry import METHODS, find
 from ffm.errors import AdapterError
 from protocol.manifest import AdapterSpec, PrivacySpec, TensorSpec, TrainingSpec
 
@@ -38,6 +40,7 @@ __all__ = [
     "flatten_personal",
     "load_flat",
     "load_personal",
+    "merge",
     "only_moving",
     "refuse",
     "save_adapter",
@@ -157,3 +160,18 @@ def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path, base_name: s
     gives the same logits. `base_name` is written as the base model's name in place of this machine's path.
     """
     find(spec.method).save(model, folder, base_name)
+
+
+def merge(model: nn.Module, spec: AdapterSpec, folder: Path, tokenizer: Any) -> None:
+    """Write base model and adapter as one model in plain transformers: safetensors, config, tokenizer. Uses `model` up.
+
+    The folder is a base model like any other, so one phase's result is the next phase's start. Dropout rates are
+    written as they were trained with: 0.
+
+    Raises:
+        AdapterError: E508 if the method has no merged form.
+    """
+    merged = find(spec.method).merged(model)
+    merged.name_or_path = merged.config.name_or_path = tokenizer.name_or_path = folder.name  # no path of this machine
+    merged.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffm.adapters.method import Method, find
+from ffm.adapters.method import Method
+from ffm.adapters.registry import find
 from ffm.errors import AdapterError
 from protocol.manifest import AdapterSpec, TensorSpec
 

@@ -1,8 +1,15 @@
 """Low-rank adaptation by PEFT: W + (alpha / rank) B A with a matrix A, drawn from the seed, and a matrix B of zeros.
 
-FFA-LoRA (Sun et al., "Improving LoRA in privacy-preserving federated learning", ICLR 2024) freezes A at its start and
-trains B alone: half the noised dimensions, linear in what is noised, and the average of the clients' adapters is
-exactly the adapter of the average. Trained besides: the classification head.
+- FFA-LoRA (Sun et al., "Improving LoRA in privacy-preserving federated learning", ICLR 2024) freezes A at its start and
+  trains B alone: half the noised dimensions, linear in what is noised, and the average of the clients' adapters is
+  exactly the adapter of the average.
+- LoRA (Hu et al. 2021) trains both. The average of products is not the product of averages: inexact under summation.
+- RoLoRA (Chen et al. 2024, "Robust federated finetuning of LLMs via alternating optimization of LoRA") trains both in
+  turn, B in odd rounds and A in even ones. What stands still is the same everywhere, so each round's average is exact.
+- FedSA-LoRA (Guo et al., "Selective aggregation for low-rank adaptation in federated learning", ICLR 2025) trains both,
+  shares A and leaves B with its client.
+
+Trained besides, in all of them: the classification head.
 """
 
 import math
@@ -16,6 +23,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ffm.adapters.method import AdapterSettings, Method, is_head, new_modules, start_uniform, targets
+from ffm.errors import AdapterError
+from protocol.manifest import PrivacySpec, TrainingSpec
 
 
 class PeftMethod(Method):
@@ -82,3 +91,43 @@ class FfaLora(PeftMethod):
         wrapped: Any = model
         merged: PreTrainedModel = wrapped.merge_and_unload()
         return merged
+
+
+class Lora(FfaLora):
+    """A and B, both shared."""
+
+    name = "lora"
+    exact = False
+    trains_a = True
+
+
+class RoLora(Lora):
+    """A and B in turn. While B is still zero A has no gradient, so B begins."""
+
+    name = "rolora"
+    exact = True
+
+    def moves(self, tensor: str, round_: int) -> bool:
+        """B and the head in odd rounds, A in even ones."""
+        return (".lora_A." in tensor) == (round_ % 2 == 0)
+
+    def refuse(self, training: TrainingSpec, privacy: PrivacySpec) -> None:
+        """Moments of the server's optimizer would go on moving what is to stand still."""
+        if training.server.optimizer != "fedavg":
+            raise AdapterError(
+                "rolora needs a server step without moments: they would move the half that stands still",
+                found=training.server.optimizer,
+                expected="fedavg",
+                do='set server.optimizer = "fedavg", or choose another method',
+                code="E507",
+            )
+
+
+class FedSaLora(Lora):
+    """A is shared, B never leaves its client."""
+
+    name = "fedsa-lora"
+
+    def stays(self, tensor: str) -> bool:
+        """B."""
+        return ".lora_B." in tensor

@@ -1,12 +1,11 @@
 """What a method of adaptation is: the one interface behind which everything else is the same for all of them.
 
-`adapter.method` of a manifest is a word of `METHODS`. A method says how the adapter sits in a base model, which of its
+`adapter.method` of a manifest is a word of `ffm.adapters.registry`. A method says how the adapter sits in a base model, which of its
 tensors stay with the client, which of them move in a round, and what it looks like on disk. The flat vector, the spec
 and all refusals are `ffm.adapters`; clipping, noise and masks never see a method.
 """
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,26 +73,6 @@ class Method:
         """A plain transformers model with the same logits; `model` is used up. Raises AdapterError E508 if there is
         none."""
         raise NotImplementedError
-
-
-METHODS: Final[Mapping[str, str]] = {
-    "ffa-lora": "ffm.adapters.lora:FfaLora",
-}
-
-
-def find(name: str) -> Method:
-    """The method that a manifest names. Raises AdapterError E505 if there is none."""
-    if name not in METHODS:
-        raise AdapterError(
-            f"no method {name!r}",
-            found=name,
-            expected=" or ".join(METHODS),
-            do="correct the method in the task's settings, or install the version of secagg that the owner used",
-            code="E505",
-        )
-    module, _, attribute = METHODS[name].partition(":")
-    method: Method = getattr(importlib.import_module(module), attribute)()
-    return method
 
 
 def is_head(tensor: str) -> bool:
