@@ -294,11 +294,9 @@ def _per_sample_gradients(model: nn.Module, parameters: Sequence[Tensor], wanted
         return
     aliases = _take_aliases(model)
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
-    shared = _SharedRows(model)
     try:
         yield
     finally:
-        shared.cleanup()
         hooks.cleanup()
         for module, before in aliases:
             module._parameters.clear()
@@ -323,29 +321,3 @@ def _take_aliases(model: nn.Module) -> list[tuple[nn.Module, dict[str, nn.Parame
         for name in aliases:
             delattr(module, name)
     return taken
-
-
-class _SharedRows:
-    """Gives each record a row of its own where a trained embedding is looked up once for the whole batch, as encoders
-    look up positions: without it the gradient of that embedding is the sum over the records."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._records = 0
-        self._hooks = [model.register_forward_pre_hook(self._count, with_kwargs=True, prepend=True)]
-        for module in model.modules():
-            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
-                self._hooks.append(module.register_forward_pre_hook(self._expand, prepend=True))
-
-    def _count(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
-        self._records = len(kwargs["input_ids"]) if "input_ids" in kwargs else 0
-
-    def _expand(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ids = args[0]
-        if ids.shape[0] != 1 or self._records < 2:
-            return args
-        return (ids.expand(self._records, *ids.shape[1:]).contiguous(), *args[1:])
-
-    def cleanup(self) -> None:
-        """Take the hooks away."""
-        for hook in self._hooks:
-            hook.remove()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import POSITIONS, tiny_llama
+from small_models import LLAMA_POSITIONS, save_tiny_llama
 from torch import Tensor, nn
 
 from dp.errors import PrivacyError, UnsupportedMechanismError
@@ -43,7 +43,7 @@ def texts(*values: str) -> tuple[Record, ...]:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("llama"))
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 def loaded(name: str, folder: Path) -> tuple[Any, nn.Module, Any, TrainingSpec]:
@@ -154,17 +154,17 @@ def one_at_a_time(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Tens
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("method", ["lora", "whole"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "instruction-tuning"])
 def test_gradients_per_record_are_those_of_one_at_a_time(name: str, method: str, llama: Path) -> None:
-    """`whole`: every parameter, so the embedding that is tied to the head, and positions looked up once a batch."""
+    """`full`: every parameter, so the embedding that is tied to the head, and positions looked up once a batch."""
     task, model, tokenizer, _ = loaded(name, folder_of(name, llama))
-    if method == "lora":
-        targets = ("query", "value") if name == "masked-lm" else ("q_proj", "v_proj")
-        model = build(model, AdapterSettings(2, 4, targets, 1), task.peft_type)
-        for key, p in model.named_parameters():
-            if "lora_B" in key:
-                nn.init.normal_(p, std=0.1)
+    targets = ("query", "value") if name == "masked-lm" else ("q_proj", "v_proj")
+    settings = AdapterSettings(2, 4, targets, 1, "lora") if method == "lora" else AdapterSettings(0, 0, (), 1, "full")
+    model = build(model, settings, task.peft_type)
+    for key, p in model.named_parameters():
+        if "lora_B" in key:
+            nn.init.normal_(p, std=0.1)
     records = [Record(text, "an answer") for text in TEXTS]
     batch = task.prepare(task.tensors(tokenizer, records, training(name, 60)), rng())
     found, expected = per_sample(task, model, batch), one_at_a_time(task, model, batch)
@@ -220,7 +220,7 @@ def test_a_model_of_another_class_is_refused(name: str, base: str, code: str, ll
 
 @pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "sequence-classification"])
 def test_texts_longer_than_the_context_are_refused(name: str, llama: Path) -> None:
-    limit, folder = (POSITIONS, llama) if name == "causal-lm" else (512, models.locate("bert-tiny"))
+    limit, folder = (LLAMA_POSITIONS, llama) if name == "causal-lm" else (512, models.locate("bert-tiny"))
     find(name).load(folder, training(name, limit, ("a", "b")), 1)
     with pytest.raises(ModelError, match="context") as caught:
         find(name).load(folder, training(name, limit + 1, ("a", "b")), 1)

@@ -36,7 +36,7 @@ class _LanguageModel:
     """What the three have in common; `_predicted` pairs logits with the labels that they predict."""
 
     fields: tuple[str, ...] = FIELDS
-    headline = "perplexity"
+    headline, lower_is_better = "perplexity", True
 
     def prepare(self, batch: Batch, rng: Csprng) -> Batch:
         """Nothing is drawn."""
@@ -112,7 +112,7 @@ class MaskedLanguageModel(_LanguageModel):
 
     name = "masked-lm"
     peft_type = "FEATURE_EXTRACTION"
-    fields = (*FIELDS, MASK_TOKEN)
+    fields: tuple[str, ...] = (*FIELDS, MASK_TOKEN)
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Encoder with its own head; nothing is drawn."""
