@@ -15,12 +15,12 @@ from torch import nn
 
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
-from dp.objective import Dataset
+from dp.objective import IDS, Dataset
 from dp.sampling import Csprng
 from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
-from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
+from ffm.adapters import build_from_spec, check_vector, flatten, load_flat, only_moving, refuse
 from ffm.data import Record
-from ffm.models import load_tokenizer
+from ffm.models import load_tokenizer, vocabulary
 from ffm.plan import client_mechanism
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
@@ -29,6 +29,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
+_VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
 def plan_of(manifest: Manifest) -> DpSgdPlan:
@@ -70,6 +71,7 @@ class Learner:
         Raises the errors of `ffm.tasks`, `ffm.models` and `ffm.adapters`.
         """
         task = find(manifest.training.task, task_file)
+        refuse(manifest.adapter, manifest.training, manifest.privacy)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
         model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(device))
@@ -88,13 +90,17 @@ class Learner:
         under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
         wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
-        if self.manifest.privacy.protocol == "R2":
-            if plan.mechanism is not None:
-                return noised_sum(self.model, dataset, plan, rng, self.task)
-            plan = replace(plan, learning_rate=1.0)
-        if plan.client is not None:
-            return plan.client.privatize(self.plain_change(vector, dataset, plan, rng), rng)
-        train(self.model, dataset, plan, rng, self.task)
+        plan = replace(plan, max_physical_batch=min(plan.max_physical_batch, self._fitting(dataset)))
+        with only_moving(self.model, self.manifest.adapter, round_) as moving:
+            if plan.client is not None:
+                return plan.client.privatize(self.plain_change(vector, dataset, plan, rng), rng)
+            if self.manifest.privacy.protocol == "R2":
+                if plan.mechanism is not None:
+                    total = np.zeros(len(vector), dtype=np.int64)  # what stands still has no gradient and no noise
+                    total[moving] = noised_sum(self.model, dataset, plan, rng, self.task)
+                    return total
+                plan = replace(plan, learning_rate=1.0)
+            train(self.model, dataset, plan, rng, self.task)
         change: Vector = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
@@ -113,6 +119,11 @@ class Learner:
                 raise
             return np.full_like(vector, np.nan)
         return flatten(self.model, self.manifest.adapter) - vector
+
+    def _fitting(self, dataset: Dataset) -> int:
+        """Records of which one forward pass and its gradients fit into memory."""
+        logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
+        return max(1, _VALUES // max(1, self.manifest.adapter.size, logits))
 
     def scores(self, vector: Vector, test: Dataset) -> Scores:
         """How the task judges the model at `vector`."""

@@ -282,7 +282,7 @@ def _write_adapter(site: Site, model: Model, folder: Path) -> None:
 
     wrapped = _learner(site).model
     load_flat(wrapped, site.manifest.adapter, parameters_of(model, site.manifest))
-    save_adapter(wrapped, folder, site.manifest.base_model.name)
+    save_adapter(wrapped, site.manifest.adapter, folder, site.manifest.base_model.name)
 
 
 def _learner(site: Site) -> Any:
