@@ -10,6 +10,7 @@
 | E506 | a base model that cannot be loaded safely or classified with |
 | E507 | a method of adaptation that cannot run under this training |
 | E508 | an adapter that cannot be merged into the base model |
+| E509 | personal tensors that cannot be read, or belong to another manifest |
 | E511 | a data file is missing or unreadable |
 | E512 | a data file lacks a column or a cell |
 | E513 | a label that the manifest does not know |
@@ -21,6 +22,7 @@
 | E522 | a malformed frame, or a request out of order, on the training process's pipes |
 | E523 | training failed inside the training process (memory, device) |
 | E524 | a device that this machine does not have |
+| E525 | a way to compute that this training does not allow |
 | E531 | a task that is not there |
 | E532 | a task's own file that cannot be loaded or holds another task |
 """
