@@ -224,7 +224,7 @@ def test_texts_longer_than_the_context_are_refused(name: str, llama: Path) -> No
     find(name).load(folder, training(name, limit, ("a", "b")), 1)
     with pytest.raises(ModelError, match="context") as caught:
         find(name).load(folder, training(name, limit + 1, ("a", "b")), 1)
-    assert caught.value.code == "E509"
+    assert caught.value.code == "E510"
 
 
 def test_a_missing_tokenizer_is_refused(llama: Path, tmp_path: Path) -> None:

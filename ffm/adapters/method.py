@@ -1,8 +1,8 @@
 """What a method of adaptation is: the one interface behind which everything else is the same for all of them.
 
-`adapter.method` is a word of `ffm.adapters.registry`. A method says how the adapter sits in a base model, which of its
-tensors stay with the client, which of them move in a round, and what it looks like on disk. The flat vector, the spec
-and all refusals are `ffm.adapters`; clipping, noise and masks never see a method.
+`adapter.method` of a manifest is a word of `ffm.adapters.registry`. A method says how the adapter sits in a base model,
+which of its tensors stay with the client, which of them move in a round, and what it looks like on disk. Flat vectors,
+specs and refusals are those of `ffm.adapters`; clipping, noise and masks never see a method.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffm.errors import AdapterError
@@ -63,6 +63,11 @@ class Method:
 
     def refuse(self, training: TrainingSpec, privacy: PrivacySpec) -> None:
         """Raise AdapterError E507 for training under which the method would not be what its name says."""
+
+    def factors(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """By layer the matrices B (scaled) and A whose product changes the layer's weight; none where nothing is
+        multiplied."""
+        return {}
 
     def save(self, model: nn.Module, folder: Path, base_name: str) -> None:
         """Write the adapter as PEFT does, or in transformers' names where PEFT has no such method. No network,
