@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from dp.errors import UnsupportedMechanismError
-from dp.mechanism import GaussianMechanism
 from dp.objective import Dataset
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan
@@ -68,13 +67,13 @@ class Federation:
 
     def local_noise(self, rng: Csprng) -> Model:
         """As federated, but every site adds the whole noise."""
-        return self._learn(self.sites, replace(self._plan(True), mechanism=self._mechanism()), rng, _ignore)
+        return self._learn(self.sites, self._whole(self._plan(True)), rng, _ignore)
 
     def centralised(self, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """The union of the records at one place. Under R1 and none a client divides by what one site expects."""
         plan = self._plan(private)
-        if plan.mechanism is not None or plan.client is not None:
-            plan = replace(plan, mechanism=self._mechanism())
+        if private:
+            plan = self._whole(plan)
         if self.manifest.privacy.protocol != "R2":
             plan = replace(plan, expected_batch=plan.expected_batch * len(self.sites))
         return self._learn((union(self.sites),), plan, rng, on_round)
@@ -82,8 +81,8 @@ class Federation:
     def alone(self, site: int, rng: Csprng, private: bool = True) -> Model:
         """One site, from 0, by itself."""
         plan = self._plan(private)
-        if plan.mechanism is not None or plan.client is not None:
-            plan = replace(plan, mechanism=self._mechanism())
+        if private:
+            plan = self._whole(plan)
         return self._learn((self.sites[site],), plan, rng, _ignore)
 
     def scores(self, model: Model, test: Dataset) -> Scores:
@@ -106,20 +105,22 @@ class Federation:
         plan = plan_of(self.manifest)
         return plan if private else replace(plan, mechanism=None, client=None)
 
-    def _mechanism(self) -> GaussianMechanism:
-        """The whole noise in one place. Raises UnsupportedMechanismError under C: one party has no whole clients."""
-        p = self.manifest.privacy
-        if p.protocol == "C":
+    def _whole(self, plan: DpSgdPlan) -> DpSgdPlan:
+        """The plan with all the noise in one place; not under C: there is no place with whole clients in it."""
+        if plan.client is not None:
             found = "one place"
             raise UnsupportedMechanismError("client-level noise is for many clients", found=found, expected="R1 or R2")
-        return GaussianMechanism(p.scale, p.clip_steps, p.noise_steps, 1)
+        if plan.mechanism is None:
+            return plan
+        rotated = None if plan.rotated is None else replace(plan.rotated, noise=replace(plan.rotated.noise, shares=1))
+        return replace(plan, mechanism=replace(plan.mechanism, shares=1), rotated=rotated)
 
     def _learn(self, sites: Sequence[Dataset], plan: DpSgdPlan, rng: Csprng, on_round: OnRound) -> Model:
         model = self.start
         scale = float(self.manifest.aggregation.scale)
         for round_ in range(1, self.manifest.training.rounds + 1):
             parameters = parameters_of(model, self.manifest)
-            total = np.zeros(len(parameters), dtype=np.int64)
+            total = np.zeros(self.manifest.vector_length, dtype=np.int64)
             for site in sites:
                 update = self.learner.update(parameters, site, plan, rng, round_)
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)

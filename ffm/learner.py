@@ -21,7 +21,7 @@ from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
 from ffm.data import Record
 from ffm.models import load_tokenizer
-from ffm.plan import client_mechanism
+from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -47,6 +47,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         max_physical_batch=PHYSICAL_BATCH,
+        rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
@@ -98,9 +99,11 @@ class Learner:
         change: Vector = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
-            return np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale).astype(
-                np.int64
-            )
+            steps = np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale)
+            total = steps.astype(np.int64)
+            return total if plan.rotated is None else plan.rotated.released(total, rng)
+        if (rotation := rotation_of(self.manifest)) is not None:  # likewise under C
+            return np.rint(rotation.of_reals(change * float(self.manifest.privacy.scale))).astype(np.int64)
         return change
 
     def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:

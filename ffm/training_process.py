@@ -46,7 +46,7 @@ class TrainingProcess:
         self._process = process
         self._threads = threads
         self._turn = asyncio.Lock()
-        self._integers = False  # what `train` answers
+        self._integers = 0  # that `train` answers; 0: reals, as many as it is given
 
     @classmethod
     async def spawn(cls, threads: int = 1, log: Path | None = None) -> "TrainingProcess":
@@ -100,7 +100,8 @@ class TrainingProcess:
             TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
                 data, E503 and E505 adapter, E524 device, E531 and E532 task); E521 if the process ended.
         """
-        self._integers = parse_model(Manifest, "manifest", manifest).noise_in_shares
+        document = parse_model(Manifest, "manifest", manifest)
+        self._integers = document.vector_length if document.noise_in_shares else 0
         paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
         paths["task_file"] = "" if task_file is None else str(task_file)
         header, body = await self._request({"op": "load", **paths}, manifest)
@@ -116,7 +117,7 @@ class TrainingProcess:
                 E523 device failure, E521 if the process ended; codes of `dp.errors` as they are.
         """
         _, body = await self._request({"op": "train", "round": round}, vector.astype("<f4").tobytes())
-        expected = (8 if self._integers else 4) * vector.size
+        expected = 8 * self._integers or 4 * vector.size
         if len(body) != expected:
             raise TrainingProcessError(
                 "the training process sent an update of another length",
