@@ -91,7 +91,7 @@ def x25519(private: bytes, public: bytes) -> bytes:
 
 
 def stream(seed: bytes, count: int, first: int = 0) -> list[int]:
-    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305: single blocks, as the specification has them  # noqa: S305
+    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305  # noqa: S305
     blocks = b"".join(aes.update(b.to_bytes(16, "big")) for b in range(first // 2, (first + count) // 2 + 1))
     return [int.from_bytes(blocks[8 * i : 8 * i + 8], "little") for i in range(count)]
 
@@ -287,7 +287,7 @@ def test_noise_shares(vector: dict[str, Any]) -> None:
     root, length = padded(size)
     parts = (b"secagg/v1/rotation", g["adapter_seed"].to_bytes(8, "big"), size.to_bytes(8, "big"))
     seed = hashlib.sha256(bytes([0, 0, 0, 3]) + b"".join(len(p).to_bytes(4, "big") + p for p in parts)).digest()
-    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305: single blocks, as the specification has them
+    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305
     bits = b"".join(aes.update(b.to_bytes(16, "big")) for b in range(length // 128 + 1))
     signs = [-1 if bits[i // 8] >> i % 8 & 1 else 1 for i in range(length)]
 
