@@ -44,7 +44,7 @@ class ClientMechanism:
         """L2 norm that the integer update never exceeds."""
         return norm_bound(self.clip_steps, self.length)
 
-    def privatize(self, update: NDArray[np.floating], rng: Csprng) -> NDArray[np.int64]:
+    def privatize(self, update: NDArray[np.floating] | NDArray[np.int64], rng: Csprng) -> NDArray[np.int64]:
         """The bounded integer update and this client's share of the noise. One share is not enough: the result must not
         leave but under the masks of a sum that holds at least `shares` of them."""
         noise = GaussianMechanism(self.scale, self.sensitivity, self.noise_steps, self.shares)
@@ -52,7 +52,9 @@ class ClientMechanism:
         return noise.privatize(row[np.newaxis], rng)  # which checks the norm once more
 
 
-def bounded_update(update: NDArray[np.floating], mechanism: ClientMechanism, rng: Csprng) -> NDArray[np.int64]:
+def bounded_update(
+    update: NDArray[np.floating] | NDArray[np.int64], mechanism: ClientMechanism, rng: Csprng
+) -> NDArray[np.int64]:
     """Clipped to `clip_steps`, rounded without bias, of integer norm `mechanism.sensitivity` at most, compared exactly.
     Zeros for an update that is not finite."""
     values = np.asarray(update, dtype=np.float64) * float(mechanism.scale)

@@ -29,7 +29,7 @@ from dp.ledger import Charge
 from dp.rounding import norm_bound, root_above
 from dp.sampling import Csprng
 from ffm.audit import claim_of_books
-from ffm.audit_client_level import check_client_level, check_sensitivity
+from ffm.audit_shares import check_client_level, check_sensitivity
 from ffm.cli.app import app
 from ffm.client_run import budget_of, round_charge
 from ffm.plan import attempt_mechanism, client_mechanism

@@ -15,6 +15,7 @@ from simulator import insecure_rng, make_manifest
 from test_client_level import manifest as client_manifest
 from test_training import adapted_model, records
 
+from dp.audit_ledger import check_accountant
 from dp.client_level import ClientMechanism, bounded_update
 from dp.errors import UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
@@ -23,6 +24,8 @@ from dp.rotation import DITHER, RotatedSum, Rotation, block_root, rotated_length
 from dp.rounding import norm_bound
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan, noised_sum
+from ffm.audit import claim_of_books
+from ffm.audit_shares import check_client_level, check_rotated
 from ffm.client_run import round_charge
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.step import next_model
@@ -282,3 +285,27 @@ def test_client_level_rounds_in_narrow_slots() -> None:
     deviation = math.sqrt(512**2 * 500 / 475 + 500 / 4) / (256 * 500)
     assert step[3] == pytest.approx(1.0, abs=6 * deviation)
     assert np.delete(step, 3).std() == pytest.approx(deviation, rel=0.05)
+
+
+# -- the audit --------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_of_rotated_sums_passes_and_its_controls_are_seen() -> None:
+    findings = check_rotated(manifest(), (400_000, 400_000), stream("audit"))
+    assert [f.name for f in findings if not f.passed] == []
+    assert {f.verdict for f in findings} == {"holds", "seen"}
+    assert check_rotated(client_manifest(), (1, 1), stream("none")) == []
+    assert check_accountant(claim_of_books(manifest()))[0].passed
+
+
+def test_the_audit_of_rotated_clients_looks_at_blocks() -> None:
+    numbers = {
+        "privacy__scale": 256,
+        "privacy__clip_steps": 256,
+        "privacy__noise_steps": 512,
+        "aggregation__scale": 256,
+    }
+    made = client_manifest(2000, **numbers, aggregation__rotation="hadamard")
+    findings = check_client_level(made, (100_000, 100_000), stream("audit C"))
+    assert [f.name for f in findings if not f.passed] == []
+    assert "noise: variance of block 3" in {f.name for f in findings}
