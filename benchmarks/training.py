@@ -3,8 +3,9 @@
     python -m benchmarks.training [--json] [--repetitions 7] [--batch 128] [--steps 4]
 
 A step is `dp.training.train` as a client runs it, on as many ICD-10 texts as `--batch` says: forward, backward,
-optimizer; with DP also the gradient of each record, clip, integer grid, exact bound, discrete Gaussian noise. Without DP
-it is the same loop under protocol "none". One thread. On CUDA, where there is one, tokens per second and peak memory besides.
+optimizer; with DP also the gradient of each record, clip, integer grid, exact bound, discrete Gaussian noise. Without
+DP it is the same loop under protocol "none". One thread. On CUDA, where there is one, tokens per second and peak memory
+besides.
 """
 
 import argparse
