@@ -46,9 +46,11 @@ class Federation:
     start: Model = field(repr=False)
 
     @classmethod
-    def load(cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]]) -> "Federation":
+    def load(
+        cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]], task_file: Path | None = None
+    ) -> "Federation":
         """Build model and tensors. Raises the errors of `ffm.learner` and of the task."""
-        return cls.of(Learner.load(manifest, base_model), sites)
+        return cls.of(Learner.load(manifest, base_model, task_file=task_file), sites)
 
     @classmethod
     def of(cls, learner: Learner, sites: Sequence[Sequence[Record]]) -> "Federation":
