@@ -133,6 +133,26 @@ def partition(records: Sequence[Record], plan: Partition) -> tuple[tuple[Record,
     return tuple(tuple(SeededStream(plan.seed, f"order/{i}").shuffled(site)) for i, site in enumerate(sites))
 
 
+def split_like(
+    records: Sequence[Record], sites: Sequence[Sequence[Record]], seed: int
+) -> tuple[tuple[Record, ...], ...]:
+    """`records`, every one once, over as many parts as there are sites: each label in the proportions of `sites`."""
+    counts = [Counter(record.label for record in site) for site in sites]
+    parts: list[list[Record]] = [[] for _ in sites]
+    for label in label_names(records):
+        stream = SeededStream(seed, f"split-like/{label}")
+        weights = [count[label] or 0 for count in counts]
+        if not sum(weights):
+            weights = [1] * len(sites)
+        for record in (r for r in records if r.label == label):
+            ticket, site = stream.below(sum(weights)), 0
+            while ticket >= weights[site]:
+                ticket -= weights[site]
+                site += 1
+            parts[site].append(record)
+    return tuple(map(tuple, parts))
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write a `text,label` CSV (UTF-8, header first), creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dp.errors import UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.objective import Dataset
 from dp.sampling import Csprng
@@ -74,7 +75,7 @@ class Federation:
     def centralised(self, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """The union of the records at one place. Under R1 and none a client divides by what one site expects."""
         plan = self._plan(private)
-        if plan.mechanism is not None:
+        if plan.mechanism is not None or plan.client is not None:
             plan = replace(plan, mechanism=self._mechanism())
         if self.manifest.privacy.protocol != "R2":
             plan = replace(plan, expected_batch=plan.expected_batch * len(self.sites))
@@ -83,7 +84,7 @@ class Federation:
     def alone(self, site: int, rng: Csprng, private: bool = True) -> Model:
         """One site, from 0, by itself."""
         plan = self._plan(private)
-        if plan.mechanism is not None:
+        if plan.mechanism is not None or plan.client is not None:
             plan = replace(plan, mechanism=self._mechanism())
         return self._learn((self.sites[site],), plan, rng, _ignore)
 
@@ -105,11 +106,14 @@ class Federation:
 
     def _plan(self, private: bool) -> DpSgdPlan:
         plan = plan_of(self.manifest)
-        return plan if private else replace(plan, mechanism=None)
+        return plan if private else replace(plan, mechanism=None, client=None)
 
     def _mechanism(self) -> GaussianMechanism:
-        """The whole noise in one place."""
+        """The whole noise in one place. Raises UnsupportedMechanismError under C: one party has no whole clients."""
         p = self.manifest.privacy
+        if p.protocol == "C":
+            found = "one place"
+            raise UnsupportedMechanismError("client-level noise is for many clients", found=found, expected="R1 or R2")
         return GaussianMechanism(p.scale, p.clip_steps, p.noise_steps, 1)
 
     def _learn(self, sites: Sequence[Dataset], plan: DpSgdPlan, rng: Csprng, on_round: OnRound) -> Model:

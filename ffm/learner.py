@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.objective import Dataset
 from dp.sampling import Csprng
-from dp.training import DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
 from ffm.data import Record
 from ffm.models import load_tokenizer
+from ffm.plan import client_mechanism
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -33,7 +35,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
     """The training plan of one round, from the signed manifest alone."""
     training, privacy = manifest.training, manifest.privacy
     mechanism = None
-    if privacy.protocol != "none":
+    if privacy.protocol in ("R1", "R2"):
         shares = manifest.noise_shares
         mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps, shares)
     return DpSgdPlan(
@@ -45,6 +47,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         max_physical_batch=PHYSICAL_BATCH,
+        client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
 
@@ -81,13 +84,16 @@ class Learner:
         return self.task.tensors(self.tokenizer, records, self.manifest.training)
 
     def update(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, round_: int) -> Update:
-        """One round: start at `vector`, train by `plan`, give trained minus global (float32); under protocol R2 the
-        noised sum of gradients at `vector` (int64, in grid steps). Raises on NaN or wrong shapes."""
+        """One round: start at `vector`, train by `plan`, give trained minus global (float32); in grid steps (int64)
+        under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
+        wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
         if self.manifest.privacy.protocol == "R2":
             if plan.mechanism is not None:
                 return noised_sum(self.model, dataset, plan, rng, self.task)
             plan = replace(plan, learning_rate=1.0)
+        if plan.client is not None:
+            return plan.client.privatize(self.plain_change(vector, dataset, plan, rng), rng)
         train(self.model, dataset, plan, rng, self.task)
         change: Vector = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
@@ -96,6 +102,17 @@ class Learner:
                 np.int64
             )
         return change
+
+    def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:
+        """Trained minus global, un-noised, from a model that stands at `vector`; NaN where training broke down, which
+        nobody outside may see."""
+        try:
+            train(self.model, dataset, plan, rng, self.task)
+        except PrivacyError as error:
+            if error.code != NOT_FINITE:
+                raise
+            return np.full_like(vector, np.nan)
+        return flatten(self.model, self.manifest.adapter) - vector
 
     def scores(self, vector: Vector, test: Dataset) -> Scores:
         """How the task judges the model at `vector`."""

@@ -1,10 +1,15 @@
 """How well scores tell two classes apart, and the statistician's first try. No torch here."""
 
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Reals = NDArray[np.float64]
 Labels = NDArray[np.int64]
+_WORD = re.compile(r"[a-z0-9]+")
 
 
 def auc(scores: Reals, labels: Labels) -> float:
@@ -45,6 +50,48 @@ def logistic_regression(features: Reals, labels: Labels, penalty: float = 1.0) -
 
     found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
     return Logistic(mean, deviation, np.asarray(found.x))
+
+
+def bag_of_words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+    """(train, test) as sparse matrices (texts, words): 1 where a word of the training texts occurs; a constant last."""
+    from scipy.sparse import csr_matrix
+
+    known: dict[str, int] = {}
+    for text in train:
+        for word in _WORD.findall(text.lower()):
+            known.setdefault(word, len(known))
+
+    def matrix(texts: Sequence[str]) -> Any:
+        pairs = [
+            (row, known[w]) for row, text in enumerate(texts) for w in set(_WORD.findall(text.lower())) if w in known
+        ]
+        pairs += [(row, len(known)) for row in range(len(texts))]
+        places = np.array(pairs, dtype=np.int64).T
+        return csr_matrix((np.ones(len(pairs)), (places[0], places[1])), shape=(len(texts), len(known) + 1))
+
+    return matrix(train), matrix(test)
+
+
+def multinomial_regression(features: Any, labels: Labels, classes: int, penalty: float = 1.0) -> Callable[[Any], Reals]:
+    """Ridge multinomial logistic regression, the optimum by L-BFGS; what is returned gives logits (rows, classes)."""
+    from scipy.optimize import minimize
+
+    truth = np.zeros((len(labels), classes))
+    truth[np.arange(len(labels)), labels] = 1.0
+    shape = (features.shape[1], classes)
+
+    def loss(flat: Reals) -> tuple[float, Reals]:
+        weights = flat.reshape(shape)
+        logits = features @ weights
+        logits -= logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        gradient = features.T @ (np.exp(logits - log_sum) - truth) + penalty * weights
+        value = float((log_sum[:, 0] - (logits * truth).sum(axis=1)).sum() + penalty * (flat @ flat) / 2)
+        return value, np.asarray(gradient).reshape(-1)
+
+    found = minimize(loss, np.zeros(shape[0] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    weights: Reals = np.asarray(found.x).reshape(shape)
+    return lambda rows: np.asarray(rows @ weights)
 
 
 class Logistic:

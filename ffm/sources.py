@@ -5,7 +5,7 @@ A source is a section `[data]` of a task's settings, told apart by its key `sour
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -13,10 +13,18 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from ffm.bank import BANK
-from ffm.data import Partition, icd10_records, label_names, write_hospitals
+from ffm.data import (
+    Partition,
+    icd10_records,
+    label_names,
+    read_records,
+    split_like,
+    write_hospitals,
+    write_records,
+)
 from ffm.errors import DataError
 from ffm.heart import HEART, SEVERITY
-from ffm.tables import SiteTable
+from ffm.tables import SiteTable, pooled
 from protocol.manifest import Name, Positive
 from protocol.roster import StrictModel
 
@@ -28,10 +36,12 @@ FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a source wrote: CSV of each site by its name, and the public test CSV."""
+    """What a source wrote: CSV of each site by its name, the public test CSV, and a part of it for each site: held-out
+    records of the same kind as the site's own, where the source has them."""
 
     sites: Mapping[str, Path]
     test: Path
+    tests: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Icd10Source(StrictModel):
@@ -65,7 +75,13 @@ class Icd10Source(StrictModel):
         files = {name: folder / f"{name}.csv" for name in site_names(self.sites)}
         test = folder / "test.csv"
         write_hospitals(tuple(files.values()), test, self.partition())
-        return Written(files, test)
+        labels = self.labels()
+        parts = split_like(read_records(test, labels), [read_records(f, labels) for f in files.values()], self.seed)
+        tests = {name: folder / f"{name}-test.csv" for name, part in zip(files, parts, strict=True) if part}
+        for name, part in zip(files, parts, strict=True):
+            if part:
+                write_records(tests[name], part)
+        return Written(files, test, tests)
 
 
 class TableSource(StrictModel):
@@ -90,7 +106,17 @@ class TableSource(StrictModel):
 
     def write(self, folder: Path) -> Written:
         """Split and write. Raises ModelError E502, DataError E511, E512."""
-        return Written(*self.table.write_sites(folder, self.seed))
+        train, test = self.table.split(self.seed)
+        written = Written(
+            {site: folder / f"{site}.csv" for site in train},
+            folder / "test.csv",
+            {site: folder / f"{site}-test.csv" for site in test},
+        )
+        for site, rows in train.items():
+            write_records(written.sites[site], self.table.records(rows))
+            write_records(written.tests[site], self.table.records(test[site]))
+        write_records(written.test, self.table.records(pooled(test)))
+        return written
 
 
 class SiteSource(StrictModel):

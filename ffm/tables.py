@@ -7,13 +7,12 @@ the data, so nothing of it leaks that way.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm.data import Record, write_records
+from ffm.data import Record
 from ffm.seeded import SeededStream
 
 TEST_ONE_IN: Final = 4
@@ -121,16 +120,6 @@ class SiteTable:
             train[site] = tuple(SeededStream(seed, f"{self.name}/order/{site}").shuffled(kept))
             test[site] = tuple(held)
         return train, test
-
-    def write_sites(self, folder: Path, seed: int) -> tuple[Mapping[str, Path], Path]:
-        """One CSV per site and the pooled test CSV under `folder`: (site files, test file)."""
-        train, test = self.split(seed)
-        files = {site: folder / f"{site}.csv" for site in train}
-        for site, path in files.items():
-            write_records(path, self.records(train[site]))
-        test_file = folder / "test.csv"
-        write_records(test_file, [record for rows in test.values() for record in self.records(rows)])
-        return files, test_file
 
 
 def pooled(sites: Sites) -> tuple[Row, ...]:

@@ -100,7 +100,7 @@ class TrainingProcess:
             TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
                 data, E503 and E505 adapter, E524 device, E531 and E532 task); E521 if the process ended.
         """
-        self._integers = parse_model(Manifest, "manifest", manifest).privacy.protocol == "R2"
+        self._integers = parse_model(Manifest, "manifest", manifest).noise_in_shares
         paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
         paths["task_file"] = "" if task_file is None else str(task_file)
         header, body = await self._request({"op": "load", **paths}, manifest)
@@ -108,7 +108,8 @@ class TrainingProcess:
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
 
     async def train(self, round: int, vector: npt.NDArray[np.float32]) -> Update:
-        """Local update of one round: trained minus `vector` (float32, flat), same shape; under protocol R2 integers.
+        """Local update of one round: trained minus `vector` (float32, flat), same shape; where noise comes in shares
+        integers.
 
         Raises:
             TrainingProcessError: E503 or E504 for a vector that does not fit or is not finite, E522 before `load`,

@@ -6,8 +6,9 @@ It speaks `ffm.frames` on standard input and output, one request at a time:
            else empty); body: the manifest's exact bytes, whose signature the parent has checked. Answers tensors,
            parameters, records (a count that stays on this machine), and as body the initial flat vector.
     train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
-           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocol R2 it
-           answers the integer sum of clipped gradients with a share of the noise, int64 little-endian.
+           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocols R2
+           and C it answers integers with a share of the noise, int64 little-endian: the sum of clipped gradients; the
+           clipped and rounded update.
 
 A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
 It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its

@@ -25,6 +25,7 @@ class SequenceClassification(Classification):
     name = "sequence-classification"
     peft_type = "SEQ_CLS"
     headline = "accuracy"
+    lower_is_better = False
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Encoder or decoder with a classification head."""

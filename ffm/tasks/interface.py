@@ -19,7 +19,8 @@ class Task(Objective, Protocol):
 
     name: str  # as manifests write it in training.task
     peft_type: str  # of PEFT: "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION" for anything else
-    headline: str  # the key of `scores` by which methods are compared; larger is better unless it is a perplexity
+    headline: str  # the key of `scores` by which methods are compared
+    lower_is_better: bool  # of the headline
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """The base model, float32, on the CPU, without dropout; what the checkpoint lacks is drawn from `seed`.

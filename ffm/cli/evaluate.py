@@ -1,0 +1,56 @@
+"""`secagg evaluate`: one task's table, as text, JSON and a page."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.table import Table
+
+from ffm.cli.output import Format, Output
+from ffm.errors import TaskError
+from ffm.evaluate import finetune
+from ffm.evaluate.arms import Say
+from ffm.evaluate.page import markdown, render, table, versions
+from ffm.evaluate.study import Study
+from ffm.task import example_settings
+
+Run = Callable[[Path, Sequence[int], bool, Say], Study]
+# task: what runs it, and the example whose settings it takes
+STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
+    "finetune": (finetune.run, "hospital"),
+}
+
+
+def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: Output) -> None:
+    """Run and print; with `out_folder` also TASK.json, TASK.md and TASK.html there."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    if task not in STUDIES:
+        raise TaskError("no such evaluation", found=task, expected=" or ".join(STUDIES), code="E531")
+    run, example = STUDIES[task]
+    folder = example_settings(example).parent
+    study = run(folder, range(1, (1 if quick else seeds) + 1), quick, out.say)
+    value = {**study.as_json(), "versions": versions()}
+    if out_folder is not None:
+        out_folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        (out_folder / f"{task}.json").write_text(text + "\n", encoding="utf-8")
+        (out_folder / f"{task}.md").write_text(markdown(study), encoding="utf-8")
+        (out_folder / f"{task}.html").write_text(render(study), encoding="utf-8")
+    if out.format is Format.json:
+        out.result(value, "")
+        return
+    columns, lines = table(study)
+    shown = Table(*columns, title=study.title + (" (quick: no evidence)" if quick else ""))
+    for line in lines:
+        shown.add_row(*line)
+    out.result(value, shown)
+    for claim in study.claims:
+        sense = "at least" if claim.at_least else "at most"
+        out.result(
+            value, f"{claim.text}: {claim.value:.3f} ({sense} {claim.limit:g}): {'yes' if claim.holds else 'no'}"
+        )
+    for note in study.notes:
+        out.result(value, note)
