@@ -21,6 +21,7 @@
 | E524 | a device that this machine does not have |
 | E531 | a task that is not there |
 | E532 | a task's own file that cannot be loaded or holds another task |
+| E533 | a way of continual learning that these settings cannot carry |
 """
 
 from secagg.errors import SecAggError

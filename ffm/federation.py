@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dp.errors import UnsupportedMechanismError
@@ -32,6 +33,7 @@ from ffm.tasks.finetune import predict
 from protocol.manifest import Manifest
 
 OnRound = Callable[[int, Model], None]
+Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
 
 
 def _ignore(round_: int, model: Model) -> None:
@@ -45,6 +47,7 @@ class Federation:
     learner: Learner
     sites: tuple[Dataset, ...] = field(repr=False)
     start: Model = field(repr=False)
+    step: Step = next_model
 
     @classmethod
     def load(
@@ -125,7 +128,7 @@ class Federation:
             for site in sites:
                 update = self.learner.update(parameters, site, plan, rng, round_)
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)
-            model = next_model(model, total, len(sites), self.manifest)
+            model = self.step(model, total, len(sites), self.manifest)
             on_round(round_, model)
         return model
 

@@ -4,11 +4,11 @@ Two kinds of change, both public rules that draw nothing from the records: new l
 labels come in other proportions (`by_drift`).
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ffm.data import Partition, Record, label_names, partition
+from ffm.data import Partition, Record, label_names, partition, split_like
 from ffm.errors import DataError
 
 Sites = tuple[tuple[Record, ...], ...]
@@ -31,14 +31,13 @@ def by_labels(records: tuple[Sequence[Record], Sequence[Record]], periods: int, 
     labels = label_names(records[0])
     _enough(periods, len(labels), "labels")
     groups = [labels[i * len(labels) // periods : (i + 1) * len(labels) // periods] for i in range(periods)]
-    train, test = _sites(records, plan)
+    sides = _sites(records, plan)
     return tuple(
         Period(
-            f"{group[0]} to {group[-1]}",
-            tuple(tuple(r for r in site if r.label in group) for site in train),
-            tuple(tuple(r for r in site if r.label in group) for site in test),
+            f"labels {number * len(labels) // periods + 1} to {(number + 1) * len(labels) // periods}",
+            *(tuple(tuple(r for r in site if r.label in group) for site in side) for side in sides),
         )
-        for group in groups
+        for number, group in enumerate(groups)
     )
 
 
@@ -66,25 +65,9 @@ def _turned(site: Sequence[Record], labels: Sequence[str], periods: int) -> list
 
 
 def _sites(records: tuple[Sequence[Record], Sequence[Record]], plan: Partition) -> tuple[Sites, Sites]:
-    """(train, test) of each site. A site gets of each label's test records the share that it has of the training ones,
-    rounded by largest remainder."""
+    """(train, test) of each site, the test records of each label in the proportions of the training ones."""
     train = partition(records[0], plan)
-    test: list[list[Record]] = [[] for _ in train]
-    of_label: defaultdict[str, list[Record]] = defaultdict(list)
-    for record in records[1]:
-        of_label[record.label].append(record)
-    for label, held in sorted(of_label.items()):
-        counts = [sum(r.label == label for r in site) for site in train]
-        total = max(1, sum(counts))
-        shares = [count * len(held) // total for count in counts]
-        rest = sorted(range(len(counts)), key=lambda i: (-(counts[i] * len(held) % total), i))
-        for i in rest[: len(held) - sum(shares)]:
-            shares[i] += 1
-        start = 0
-        for site, share in zip(test, shares, strict=True):
-            site.extend(held[start : start + share])
-            start += share
-    return train, tuple(tuple(site) for site in test)
+    return train, split_like(records[1], train, plan.seed)
 
 
 def _enough(periods: int, available: int, what: str) -> None:
