@@ -251,7 +251,7 @@ def test_a_life_in_every_way(method: str, at_start: Learner) -> None:
 
 
 def test_periods_start_where_the_last_one_ended_or_afresh(at_start: Learner) -> None:
-    """Without records that move anything (rate next to nothing), a life stays where it is; a fresh adapter goes back."""
+    """A life goes on from where it is: it is further away after two periods; an adapter per period begins anew."""
     lives = {
         method: Life(at_start, Way(method, private=False), Csprng(bytes(32))) for method in METHODS[:1] + METHODS[3:]
     }
