@@ -33,7 +33,7 @@ from ffm.data import Record
 from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
 from ffm.models import load_tokenizer, vocabulary
-from ffm.plan import client_mechanism
+from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -60,6 +60,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
+        rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
@@ -85,7 +86,7 @@ class Learner:
         Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
         task = find(manifest.training.task, task_file)
-        refuse(manifest.adapter, manifest.training, manifest.privacy)
+        refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
         model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(compute.device))
@@ -141,9 +142,11 @@ class Learner:
         change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
-            return np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale).astype(
-                np.int64
-            )
+            steps = np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale)
+            total = steps.astype(np.int64)
+            return total if plan.rotated is None else plan.rotated.released(total, rng)
+        if (rotation := rotation_of(self.manifest)) is not None:  # likewise under C
+            return np.rint(rotation.of_reals(change * float(self.manifest.privacy.scale))).astype(np.int64)
         return change
 
     def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:
@@ -174,7 +177,10 @@ class Learner:
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:
-    """Into the whole flat vector: what stands still in this round has no update and no noise."""
+    """Into the whole flat vector: what stands still in this round has no update and no noise. A rotated vector is whole
+    as it is: nothing stands still in it."""
+    if moving.all():
+        return values
     total = np.zeros(len(moving), dtype=np.int64)
     total[moving] = values
     return total
