@@ -17,7 +17,7 @@ from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
-from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, check, noised_sum, train
 from ffm.adapters import (
     build_from_spec,
     check_vector,
@@ -30,6 +30,7 @@ from ffm.adapters import (
 )
 from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
+from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
 from ffm.models import load_tokenizer, vocabulary
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
@@ -105,8 +106,21 @@ class Learner:
         load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
-        """The records as the task wants them."""
+        """The records as the task wants them. Raises DataError E514 where there are none."""
+        if not records:
+            raise DataError(
+                "a site without records",
+                found=0,
+                expected="at least one record",
+                do="leave the site out, or give it data",
+                code="E514",
+            )
         return self.task.tensors(self.tokenizer, records, self.manifest.training)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise what training on these tensors would refuse: a label out of range (PrivacyError E226), an adapter that
+        trains nothing (E229), a task that couples records (E225); now, while nothing is drawn or charged."""
+        check(self.model, dataset, self.task)
 
     def update(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, round_: int) -> Update:
         """One round: start at `vector`, train by `plan`, give trained minus global (float32); in grid steps (int64)
