@@ -29,6 +29,8 @@ from ffm.task import build_manifest, example_settings, load_settings
 
 BAR_MODEL, LIMIT = "minilm", 1.3
 MODELS = (BAR_MODEL, "bert-tiny")
+EVERY_LINEAR = ("query", "key", "value", "dense")
+LAYERS = {"last layer": False, "every layer": True}
 NO_CUDA = "skipped: no CUDA device"
 NO_CAUSAL = "left out: no causal language model among the tasks of this version"
 
@@ -43,13 +45,17 @@ class Subject:
     plain: DpSgdPlan
 
     @classmethod
-    def load(cls, model: str, batch: int, steps: int, device: str) -> "Subject":
-        """Every record of the batch is in every step."""
+    def load(cls, model: str, every_layer: bool, batch: tuple[int, int], device: str) -> "Subject":
+        """`batch`: records, every one of which is in every step, and steps."""
+        count, steps = batch
         settings = load_settings(example_settings("hospital"))
+        if every_layer:
+            chosen = settings.model(model).model_copy(update={"target_modules": EVERY_LINEAR})
+            settings = settings.model_copy(update={"models": {model: chosen}})
         manifest = build_manifest(settings, model)
         with tempfile.TemporaryDirectory() as folder:
             sites = settings.data.write(Path(folder)).sites
-            records = [r for path in sites.values() for r in read_records(path, manifest.training.labels)][:batch]
+            records = [r for path in sites.values() for r in read_records(path, manifest.training.labels)][:count]
         learner = Learner.load(manifest, locate(settings.model(model).base_model), device)
         whole = replace(plan_of(manifest), steps=steps, sampling_numerator=1, sampling_denominator=1)
         return cls(learner, learner.tensors(records), whole, replace(whole, mechanism=None))
@@ -65,13 +71,12 @@ class Subject:
         """With and without DP."""
         return {"DP": partial(self.run, self.private), "no DP": partial(self.run, self.plain)}
 
-    def row(self, model: str, name: str, times: Mapping[str, Timing]) -> dict[str, Any]:
+    def row(self, names: tuple[str, str, str], times: Mapping[str, Timing]) -> dict[str, Any]:
         """One line of the table; seconds of one step."""
         steps, tokens = self.plain.steps, int(self.dataset["attention_mask"].sum())
         dp, plain = (times[key].best / steps for key in ("DP", "no DP"))
         return {
-            "model": model,
-            "device": name,
+            **dict(zip(("model", "adapter on", "device"), names, strict=True)),
             "trained values": self.learner.manifest.adapter.size,
             "records": len(self.dataset["labels"]),
             "tokens": tokens,
@@ -84,39 +89,48 @@ class Subject:
         }
 
 
-def gpu_rows(batch: int, steps: int, repetitions: int) -> list[dict[str, Any]]:
-    """On CUDA, with the peak of allocated memory of each; [] without it."""
-    rows = []
-    for model in MODELS if torch.cuda.is_available() else ():
-        subject = Subject.load(model, batch, steps, "cuda")
-        row = subject.row(model, torch.cuda.get_device_name(), side_by_side(subject.contenders, repetitions))
-        for name, contender in subject.contenders.items():
-            torch.cuda.reset_peak_memory_stats()
-            contender()
-            row[f"{name} peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
-        rows.append(row)
-    return rows
+def gpu_row(model: str, layers: str, batch: tuple[int, int], repetitions: int) -> dict[str, Any]:
+    """On CUDA, with the peak of allocated memory of each."""
+    subject = Subject.load(model, LAYERS[layers], batch, "cuda")
+    names = (model, layers, torch.cuda.get_device_name())
+    row = subject.row(names, side_by_side(subject.contenders, repetitions))
+    for name, contender in subject.contenders.items():
+        torch.cuda.reset_peak_memory_stats()
+        contender()
+        row[f"{name} peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
+    return row
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """All rows; the bar is MiniLM's on the CPU."""
+    """All rows; the bars are MiniLM's on the CPU."""
     torch.set_num_threads(1)
     offline()
+    batch, cases = (options.batch, options.steps), [(model, layers) for model in MODELS for layers in LAYERS]
     rows = []
-    for model in MODELS:
-        subject = Subject.load(model, options.batch, options.steps, "cpu")
-        rows.append(subject.row(model, "cpu, 1 thread", side_by_side(subject.contenders, options.repetitions)))
-    ratio = next(row["ratio"] for row in rows if row["model"] == BAR_MODEL)
-    gpu = gpu_rows(options.batch, options.steps, options.repetitions)
+    for model, layers in cases:
+        subject = Subject.load(model, LAYERS[layers], batch, "cpu")
+        times = side_by_side(subject.contenders, options.repetitions)
+        rows.append(subject.row((model, layers, "cpu, 1 thread"), times))
+    gpu = [gpu_row(*case, batch, options.repetitions) for case in cases] if torch.cuda.is_available() else []
+    bars = [
+        Bar(
+            f"{model}, {row['adapter on']}, batch {options.batch}, CPU: step with DP over step without",
+            row["ratio"],
+            LIMIT,
+        )
+        for row in rows
+        if (model := row["model"]) == BAR_MODEL
+    ]
     return Report(
         benchmark="training",
         title="A training step with and without DP",
-        what=f"FFA-LoRA of the hospital example (rank 4 on the last layer, and the head), {options.batch} records of "
-        f"at most 32 tokens, the best of {options.repetitions} repetitions of {options.steps} steps each, in turn. DP: "
-        "the gradient of each record, clipped, on the integer grid, the bound compared exactly, discrete Gaussian noise.",
+        what="FFA-LoRA of the hospital example: rank 4 on the linear parts of the last layer, or of every layer, and the "
+        f"head; {options.batch} records of at most 32 tokens, the best of {options.repetitions} repetitions of "
+        f"{options.steps} steps each, in turn. DP: the gradient of each record, clipped, on the integer grid, the bound "
+        "compared exactly, discrete Gaussian noise.",
         repetitions=options.repetitions,
         rows=rows + gpu,
-        bars=[Bar(f"{BAR_MODEL}, batch {options.batch}, CPU: step with DP over step without", ratio, LIMIT)],
+        bars=bars,
         packages=("torch", "opacus", "peft", "transformers", "numpy"),
         extra={"gpu": "measured" if gpu else NO_CUDA, "causal LM of 135M": NO_CAUSAL},
     )
