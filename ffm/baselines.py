@@ -25,6 +25,7 @@ from ffm.adapters import load_flat
 from ffm.data import Record, read_records, tokenize
 from ffm.federation import Federation
 from ffm.learner import Learner
+from ffm.local_setup import Compute
 from ffm.models import load_tokenizer
 from ffm.ranking import log_odds, twice_wins
 from ffm.step import initial_model, parameters_of
@@ -70,7 +71,7 @@ class Bench:
     def start(self) -> tuple[Learner, Vector]:
         """A fresh learner and the flat vector that round 1 starts from."""
         with _LOADING:
-            learner = Learner.load(self.manifest, self.base_model, self._device)
+            learner = Learner.load(self.manifest, self.base_model, Compute(self._device))
         return learner, learner.initial()
 
     def evaluate(self, vector: Vector) -> Matrix:
@@ -118,7 +119,7 @@ class Bench:
 
     def _run(self, name: str, sites: Sequence[Dataset], rng: Csprng, private: bool) -> Comparison:
         learner, vector = self.start()
-        federation = Federation(learner, tuple(sites), initial_model(vector, self.manifest))
+        federation = Federation(learner, tuple(sites), initial_model(vector, self.manifest), learner.personal())
         model = federation.federated(rng, private)
         load_flat(learner.model, self.manifest.adapter, parameters_of(model, self.manifest))
         return self._comparison(name, learner.model, federation.samples())

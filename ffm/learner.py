@@ -15,12 +15,23 @@ from torch import nn
 
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
-from dp.objective import Dataset
+from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
 from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
-from ffm.adapters import build_from_spec, check_vector, flatten, load_flat
+from ffm.adapters import (
+    build_from_spec,
+    check_vector,
+    flatten,
+    flatten_personal,
+    load_flat,
+    load_personal,
+    only_moving,
+    refuse,
+)
+from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
-from ffm.models import load_tokenizer
+from ffm.local_setup import CPU, Compute
+from ffm.models import load_tokenizer, vocabulary
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
@@ -29,6 +40,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
+_VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
 def plan_of(manifest: Manifest) -> DpSgdPlan:
@@ -46,7 +58,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         expected_batch=training.expected_batch,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
-        max_physical_batch=PHYSICAL_BATCH,
+        max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
         rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
@@ -55,30 +67,42 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A loaded model with its adapter. Every call starts at the vector that it is given."""
+    """A loaded model with its adapter. Every call starts at the vector that it is given, and at the personal tensors as
+    they stand: `put_personal` before it, `personal` after it."""
 
     manifest: Manifest
     task: Task
     model: nn.Module = field(repr=False)
     tokenizer: Any = field(repr=False)
+    compute: Compute = CPU
 
     @classmethod
     def load(
-        cls, manifest: Manifest, base_model: Path, device: str = "cpu", task_file: Path | None = None
+        cls, manifest: Manifest, base_model: Path, compute: Compute = CPU, task_file: Path | None = None
     ) -> "Learner":
         """Build the model of `manifest` from the folder `base_model`, whose digests the caller has checked.
 
-        Raises the errors of `ffm.tasks`, `ffm.models` and `ffm.adapters`.
+        Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
         task = find(manifest.training.task, task_file)
+        refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
-        model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(device))
-        return cls(manifest, task, model, load_tokenizer(base_model))
+        model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(compute.device))
+        prepared(model, base, manifest, compute)
+        return cls(manifest, task, model, load_tokenizer(base_model), compute)
 
     def initial(self) -> Vector:
         """The flat vector as it stands; right after `load`, what the manifest's seed gives."""
         return flatten(self.model, self.manifest.adapter)
+
+    def personal(self) -> Vector:
+        """The personal tensors as they stand; right after `load`, what the manifest's seed gives. Often empty."""
+        return flatten_personal(self.model, self.manifest.adapter)
+
+    def put_personal(self, vector: Vector) -> None:
+        """What the next `update` or `scores` starts from. Raises on NaN or wrong shapes."""
+        load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
         """The records as the task wants them."""
@@ -89,14 +113,19 @@ class Learner:
         under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
         wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
-        if self.manifest.privacy.protocol == "R2":
-            if plan.mechanism is not None:
-                return noised_sum(self.model, dataset, plan, rng, self.task)
-            plan = replace(plan, learning_rate=1.0)
-        if plan.client is not None:
-            return plan.client.privatize(self.plain_change(vector, dataset, plan, rng), rng)
-        train(self.model, dataset, plan, rng, self.task)
-        change: Vector = flatten(self.model, self.manifest.adapter) - vector
+        fitting = min(plan.max_physical_batch, self._fitting(dataset))
+        plan = replace(plan, max_physical_batch=self.compute.physical_batch or fitting)
+        objective = self._objective()
+        with only_moving(self.model, self.manifest.adapter, round_) as moving:
+            if self.manifest.privacy.protocol == "R2":
+                if plan.mechanism is not None:
+                    return _spread(noised_sum(self.model, dataset, plan, rng, objective), moving)
+                plan = replace(plan, learning_rate=1.0)
+            if plan.client is not None:
+                change = self.plain_change(vector, dataset, plan, rng)
+                return _spread(plan.client.privatize(change[moving], rng), moving)
+            train(self.model, dataset, plan, rng, objective)
+        change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
             steps = np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale)
@@ -110,7 +139,7 @@ class Learner:
         """Trained minus global, un-noised, from a model that stands at `vector`; NaN where training broke down, which
         nobody outside may see."""
         try:
-            train(self.model, dataset, plan, rng, self.task)
+            train(self.model, dataset, plan, rng, self._objective())
         except PrivacyError as error:
             if error.code != NOT_FINITE:
                 raise
@@ -121,3 +150,23 @@ class Learner:
         """How the task judges the model at `vector`."""
         load_flat(self.model, self.manifest.adapter, vector)
         return self.task.scores(self.model, test)
+
+    def _fitting(self, dataset: Dataset) -> int:
+        """Records of which the logits of one forward pass fit into memory."""
+        logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
+        return _VALUES // max(1, logits) or 1
+
+    def _objective(self) -> Objective:
+        if self.compute.precision == "float32":
+            return self.task
+        return HalfPrecision(self.task, torch.device(self.compute.device).type)
+
+
+def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:
+    """Into the whole flat vector: what stands still in this round has no update and no noise. A rotated vector is whole
+    as it is: nothing stands still in it."""
+    if moving.all():
+        return values
+    total = np.zeros(len(moving), dtype=np.int64)
+    total[moving] = values
+    return total

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from dp.accountant import epsilon
 from dp.events import SampledGaussian
-from ffm.adapters import AdapterSettings, adapter_spec, build
+from ffm.adapters import AdapterSettings, adapter_spec, build, refuse
 from ffm.errors import DataError
 from ffm.models import base_model_spec, locate
 from ffm.plan import attempt_mechanism
@@ -306,6 +306,7 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         privacy=privacy,
         aggregation=aggregation,
     )
+    refuse(manifest)
     check_budget(privacy, planned_releases(manifest, settings.privacy.spare_rounds))
     return manifest
 

@@ -169,7 +169,7 @@ def test_saved_adapter_is_plain_peft(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    adapters.save_adapter(model, tmp_path / "adapter", "bert-tiny")
+    adapters.save_adapter(model, spec, tmp_path / "adapter", "bert-tiny")
     torch.manual_seed(99)  # the plain head is random until the adapter replaces it
     plain = AutoModelForSequenceClassification.from_pretrained(
         str(models.locate("bert-tiny")), num_labels=3, local_files_only=True
