@@ -5,8 +5,8 @@
 A step is `dp.training.train` as a client runs it: forward, backward, optimizer; with DP also the gradient of each
 record, clip, integer grid, exact bound, discrete Gaussian noise. Without DP it is the same loop under protocol "none".
 The classifiers are the hospital example's, on as many ICD-10 texts as `--batch` says; the causal language model has the
-shape of SmolLM2-135M and random weights, which take as long as trained ones. One thread on the CPU; on CUDA, where there
-is one, the same besides, with the peak of allocated memory.
+shape of SmolLM2-135M and random weights, which take as long as trained ones. One thread on the CPU; on CUDA, where
+there is one, the same besides, with the peak of allocated memory.
 """
 
 import argparse
@@ -148,9 +148,9 @@ def measure(options: argparse.Namespace) -> Report:
         title="A training step with and without DP",
         what="FFA-LoRA of rank 4. The hospital example's classifiers: on the linear parts of the last layer, or of "
         f"every layer, and the head; {options.batch} records of at most 32 tokens. The causal language model: random "
-        f"weights, fewer records of more tokens. The best of {options.repetitions} repetitions of {options.steps} steps "
-        "each (the language model on the CPU: one), in turn. DP: the gradient of each record, clipped, on the integer "
-        "grid, the bound compared exactly, discrete Gaussian noise.",
+        f"weights, fewer records of more tokens. The best of {options.repetitions} repetitions of {options.steps} "
+        "steps each (the language model on the CPU: one), in turn. DP: the gradient of each record, clipped, on the "
+        "integer grid, the bound compared exactly, discrete Gaussian noise.",
         repetitions=options.repetitions,
         rows=rows + gpu,
         bars=[
