@@ -245,6 +245,7 @@ class ClientRun:
                 "round": message.round,
                 "epsilon_after": after.epsilon,
                 "delta": manifest.privacy.delta,
+                "unit": manifest.privacy.unit,
             }
         )
 
