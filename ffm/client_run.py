@@ -249,6 +249,7 @@ class ClientRun:
                 "round": message.round,
                 "epsilon_after": after.epsilon,
                 "delta": manifest.privacy.delta,
+                "unit": manifest.privacy.unit,
             }
         )
 
