@@ -295,14 +295,32 @@ def _per_sample_gradients(model: nn.Module, parameters: Sequence[Tensor], wanted
     if not wanted:
         yield
         return
+    aliases = _take_aliases(model)
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
         yield
     finally:
         hooks.cleanup()
+        for module, before in aliases:
+            module._parameters.clear()
+            module._parameters.update(before)  # in their order, which is that of the flat vector
         for module in model.modules():
             for leftover in ("activations", "max_batch_len"):
                 if leftover in vars(module):
                     delattr(module, leftover)
         for p in parameters:
             p.grad = None
+
+
+def _take_aliases(model: nn.Module) -> list[tuple[nn.Module, dict[str, nn.Parameter | None]]]:
+    """Take away parameters that a module registers beside one of its own children, which uses them: the bias of BERT's
+    prediction head is its decoder's. Opacus would run the head a second time for it. Gives what was there, in order."""
+    taken = []
+    for module in model.modules():
+        below = {id(p) for child in module.children() for p in child.parameters()}
+        aliases = [name for name, p in module.named_parameters(recurse=False) if id(p) in below]
+        if aliases:
+            taken.append((module, dict(module._parameters)))
+        for name in aliases:
+            delattr(module, name)
+    return taken

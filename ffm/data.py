@@ -7,7 +7,7 @@ Texts of one 3-character code are templated near-duplicates, so train and test a
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,40 +197,59 @@ def read_records(path: Path, labels: Sequence[str]) -> tuple[Record, ...]:
     Raises:
         DataError: E511 missing or unreadable, E512 column or cell missing, E513 unknown label, E514 no records.
     """
-    do = "give a UTF-8 CSV file with the header text,label and one record per line"
     known = frozenset(labels)
+
+    def record(line: int, text: str, label: str) -> Record:
+        if label not in known:
+            raise DataError(
+                f"{path.name} has a label that the manifest does not know",
+                found=f"an unknown label in line {line}",
+                expected=f"one of the manifest's {len(known)} labels, spelled alike",
+                do="correct the label, or ask the owner for a manifest that has it",
+                code="E513",
+            )
+        return Record(text, label)
+
+    return _read(path, (TEXT, LABEL), record)
+
+
+def read_texts(path: Path) -> tuple[Record, ...]:
+    """Read a site's CSV with the column `text`; others are left alone. Raises as `read_records`."""
+    return _read(path, (TEXT,), lambda line, text: Record(text, ""))
+
+
+def read_pairs(path: Path) -> tuple[Record, ...]:
+    """Read a site's CSV of prompts (column `text`) and responses (column `label`). Raises as `read_records`."""
+    return _read(path, (TEXT, LABEL), lambda line, text, label: Record(text, label))
+
+
+def _read(path: Path, columns: tuple[str, ...], record: Callable[..., Record]) -> tuple[Record, ...]:
+    header = ",".join(columns)
+    do = f"give a UTF-8 CSV file with the header {header} and one record per line"
     records: list[Record] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
-            for column in (TEXT, LABEL):
+            for column in columns:
                 if column not in (rows.fieldnames or ()):
                     raise DataError(
                         f"{path.name} has no column {column!r}",
                         found=f"{len(rows.fieldnames or ())} other columns",
-                        expected="the header text,label",
+                        expected=f"the header {header}",
                         do=do,
                         code="E512",
                     )
             for row in rows:
-                text, label = row[TEXT], row[LABEL]
-                if not text or not text.strip() or label is None:
+                cells = [row[column] for column in columns]
+                if any(cell is None for cell in cells) or not cells[0].strip():
                     raise DataError(
                         f"{path.name} lacks a cell",
                         found=f"an empty text or label in line {rows.line_num}",
-                        expected="a text and a label in every line",
+                        expected="a text and a label in every line" if LABEL in columns else "a text in every line",
                         do=do,
                         code="E512",
                     )
-                if label not in known:
-                    raise DataError(
-                        f"{path.name} has a label that the manifest does not know",
-                        found=f"an unknown label in line {rows.line_num}",
-                        expected=f"one of the manifest's {len(known)} labels, spelled alike",
-                        do="correct the label, or ask the owner for a manifest that has it",
-                        code="E513",
-                    )
-                records.append(Record(text, label))
+                records.append(record(rows.line_num, *cells))
     except FileNotFoundError as error:
         raise DataError("the data file is missing", found=f"no file {path}", expected="a CSV file", do=do) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -250,15 +269,7 @@ def tokenize(
 
     `width` is the longest text in tokens, at most `max_length`; longer texts are cut at the end.
     """
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            "the base model's tokenizer has no padding token",
-            found="neither pad_token nor eos_token",
-            expected="a token to fill short texts with",
-            do="set pad_token in tokenizer_config.json",
-        )
+    with_padding(tokenizer)
     number = {label: index for index, label in enumerate(labels)}
     encoded = tokenizer(
         [record.text for record in records],
@@ -272,3 +283,16 @@ def tokenize(
         "attention_mask": encoded["attention_mask"],
         "labels": torch.tensor([number[record.label] for record in records], dtype=torch.int64),
     }
+
+
+def with_padding(tokenizer: Any) -> None:
+    """See that the tokenizer has a padding token: its own, or the end of a text. Raises ModelError E506."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            "the base model's tokenizer has no padding token",
+            found="neither pad_token nor eos_token",
+            expected="a token to fill short texts with",
+            do="set pad_token in tokenizer_config.json",
+        )

@@ -7,10 +7,11 @@
 | E503 | adapter tensors with other names, order or shapes than the manifest's |
 | E504 | NaN or infinite values in an adapter |
 | E505 | an adapter that would train nothing, or nothing in a named module |
-| E506 | a base model that cannot be loaded safely or classified with |
+| E506 | a base model that cannot be loaded safely, or is of another kind than the task needs |
 | E507 | a method of adaptation that cannot run under this training |
 | E508 | an adapter that cannot be merged into the base model |
 | E509 | personal tensors that cannot be read, or belong to another manifest |
+| E510 | texts longer than the base model's context |
 | E511 | a data file is missing or unreadable |
 | E512 | a data file lacks a column or a cell |
 | E513 | a label that the manifest does not know |
@@ -18,6 +19,8 @@
 | E515 | settings with an unknown, missing or wrong key |
 | E516 | planned steps that do not fit the privacy budget |
 | E517 | more records at a site than the manifest allows |
+| E518 | a text with a special token: several texts packed into one record |
+| E519 | a prompt that leaves no room for its response |
 | E521 | the training process ended or cannot be started |
 | E522 | a malformed frame, or a request out of order, on the training process's pipes |
 | E523 | training failed inside the training process (memory, device) |

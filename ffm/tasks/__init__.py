@@ -14,10 +14,17 @@ from typing import Final
 from ffm.errors import TaskError
 from ffm.tasks.finetune import SequenceClassification
 from ffm.tasks.interface import Scores, Task
+from ffm.tasks.language import CausalLanguageModel, InstructionTuning, MaskedLanguageModel
 
 __all__ = ["BUILT_IN", "Scores", "Task", "find"]
 
-BUILT_IN: Final[Mapping[str, Task]] = {task.name: task for task in (SequenceClassification(),)}
+_TASKS: Final[tuple[Task, ...]] = (
+    SequenceClassification(),
+    MaskedLanguageModel(),
+    CausalLanguageModel(),
+    InstructionTuning(),
+)
+BUILT_IN: Final[Mapping[str, Task]] = {task.name: task for task in _TASKS}
 
 
 def find(name: str, file: Path | None = None) -> Task:
