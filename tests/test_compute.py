@@ -129,7 +129,7 @@ def test_a_pass_holds_fewer_records_where_more_is_trained(base: Path) -> None:
     assert plan_of(manifest_of(base, "lora")).max_physical_batch == 64
     assert plan_of(manifest_of(base, "full")).max_physical_batch == 64
     large = manifest_of(base, "full").adapter
-    tensors = (large.tensors[0].model_copy(update={"shape": (2**22, 5)}),)
+    tensors = (large.tensors[0].model_copy(update={"shape": (2**20, 5)}),)
     manifest = manifest_of(base, "full")
     adapter = large.model_copy(update={"tensors": tensors})
     assert plan_of(manifest.model_copy(update={"adapter": adapter})).max_physical_batch == 3
