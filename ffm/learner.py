@@ -19,7 +19,7 @@ from dp.sampling import Csprng
 from dp.training import DpSgdPlan, noised_sum, train
 from ffm.adapters import build_from_spec, check_vector, flatten, load_flat, only_moving, refuse
 from ffm.data import Record
-from ffm.models import load_tokenizer, vocabulary
+from ffm.models import check_context, load_tokenizer, vocabulary
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -69,9 +69,11 @@ class Learner:
         """
         task = find(manifest.training.task, task_file)
         refuse(manifest.adapter, manifest.training, manifest.privacy)
-        base = task.load(base_model, manifest.training, manifest.adapter.seed)
+        adapter = manifest.adapter
+        base = task.load(base_model, manifest.training, adapter.seed)
+        check_context(base, manifest.training.max_length + adapter.virtual_tokens)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
-        model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(device))
+        model = build_from_spec(base, adapter, task.peft_type).to(torch.device(device))
         return cls(manifest, task, model, load_tokenizer(base_model))
 
     def initial(self) -> Vector:
