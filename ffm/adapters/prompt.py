@@ -31,7 +31,7 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.base_model = base  # PEFT's name: parameters have the names of its files
         self.peft_type = peft_type
-        self.prompt = nn.Embedding(*start.shape, _weight=start)
+        self.prompt = nn.Embedding(start.shape[0], start.shape[1], _weight=start)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """(records, tokens) each."""
