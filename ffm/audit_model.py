@@ -24,6 +24,7 @@ from dp.training import DpSgdPlan, train
 from ffm.audit_pipeline import Dataset, ModelPipeline, handed_gradients, slices
 from ffm.data import Record, write_records
 from ffm.learner import Learner, plan_of
+from ffm.local_setup import LocalSetup
 from ffm.seeded import SeededStream
 from ffm.worker import LocalTraining
 from protocol.manifest import Manifest
@@ -110,7 +111,7 @@ def check_processes(manifest: Manifest, base_model: Path, folder: Path) -> list[
     write_records(data, [Record(f"public record {n}", labels[n % len(labels)]) for n in range(24)])
     seen: list[list[Reals]] = []
     for _ in range(2):
-        training = LocalTraining.load(manifest, base_model, data, "cpu")
+        training = LocalTraining.load(manifest, LocalSetup(base_model, data))
         start = np.zeros(manifest.adapter.size, dtype=np.float32)
         for round_ in (1, 2):
             with handed_gradients(training.model, hold=False) as handed:

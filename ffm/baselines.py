@@ -25,6 +25,7 @@ from ffm.adapters import load_flat
 from ffm.data import Record, read_records, tokenize
 from ffm.federation import Federation
 from ffm.learner import Learner
+from ffm.local_setup import Compute
 from ffm.models import load_tokenizer
 from ffm.ranking import log_odds, twice_wins
 from ffm.step import initial_model, parameters_of
@@ -70,7 +71,7 @@ class Bench:
     def start(self) -> tuple[Learner, Vector]:
         """A fresh learner and the flat vector that round 1 starts from."""
         with _LOADING:
-            learner = Learner.load(self.manifest, self.base_model, self._device)
+            learner = Learner.load(self.manifest, self.base_model, Compute(self._device))
         return learner, learner.initial()
 
     def evaluate(self, vector: Vector) -> Matrix:

@@ -341,6 +341,8 @@ class ClientRun:
         if self._setup.manifest.privacy.protocol != "none" and not update.charged:
             charge = round_charge(self._setup.manifest, update.round, attempt)
             await asyncio.to_thread(self._ledger.charge, charge)
+        if self._setup.manifest.adapter.personal and not update.charged:
+            await self._training.keep(update.round)  # never before: what is not paid for must not live on
         update.charged = True
 
     def _pieces(self, words: Words, first: int) -> Iterator[bytes]:

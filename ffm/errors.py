@@ -10,7 +10,8 @@
 | E506 | a base model that cannot be loaded safely, or is of another kind than the task needs |
 | E507 | a method of adaptation that cannot run under this training |
 | E508 | an adapter that cannot be merged into the base model |
-| E509 | texts longer than the base model's context |
+| E509 | personal tensors that cannot be read, or belong to another manifest |
+| E510 | texts longer than the base model's context |
 | E511 | a data file is missing or unreadable |
 | E512 | a data file lacks a column or a cell |
 | E513 | a label that the manifest does not know |
@@ -24,6 +25,7 @@
 | E522 | a malformed frame, or a request out of order, on the training process's pipes |
 | E523 | training failed inside the training process (memory, device) |
 | E524 | a device that this machine does not have |
+| E525 | a way to compute that this training does not allow |
 | E531 | a task that is not there |
 | E532 | a task's own file that cannot be loaded or holds another task |
 """

@@ -14,11 +14,22 @@ import torch
 from torch import nn
 
 from dp.mechanism import GaussianMechanism
-from dp.objective import IDS, Dataset
+from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan, noised_sum, train
-from ffm.adapters import build_from_spec, check_vector, flatten, load_flat, only_moving, refuse
+from ffm.adapters import (
+    build_from_spec,
+    check_vector,
+    flatten,
+    flatten_personal,
+    load_flat,
+    load_personal,
+    only_moving,
+    refuse,
+)
+from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
+from ffm.local_setup import CPU, Compute
 from ffm.models import check_context, load_tokenizer, vocabulary
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
@@ -27,7 +38,8 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
-_VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
+_ENTRIES = 2**26  # of the gradients of a pass: records times trained parameters
+_LOGITS = 2**25  # of a pass of a language model
 
 
 def plan_of(manifest: Manifest) -> DpSgdPlan:
@@ -45,40 +57,50 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         expected_batch=training.expected_batch,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
-        max_physical_batch=PHYSICAL_BATCH,
+        max_physical_batch=min(PHYSICAL_BATCH, max(1, _ENTRIES // manifest.adapter.size)),
         proximal=float(training.proximal),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A loaded model with its adapter. Every call starts at the vector that it is given."""
+    """A loaded model with its adapter. Every call starts at the vector that it is given, and at the personal tensors as
+    they stand: `put_personal` before it, `personal` after it."""
 
     manifest: Manifest
     task: Task
     model: nn.Module = field(repr=False)
     tokenizer: Any = field(repr=False)
+    compute: Compute = CPU
 
     @classmethod
     def load(
-        cls, manifest: Manifest, base_model: Path, device: str = "cpu", task_file: Path | None = None
+        cls, manifest: Manifest, base_model: Path, compute: Compute = CPU, task_file: Path | None = None
     ) -> "Learner":
         """Build the model of `manifest` from the folder `base_model`, whose digests the caller has checked.
 
-        Raises the errors of `ffm.tasks`, `ffm.models` and `ffm.adapters`.
+        Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
         task = find(manifest.training.task, task_file)
         refuse(manifest.adapter, manifest.training, manifest.privacy)
-        adapter = manifest.adapter
-        base = task.load(base_model, manifest.training, adapter.seed)
-        check_context(base, manifest.training.max_length + adapter.virtual_tokens)
+        base = task.load(base_model, manifest.training, manifest.adapter.seed)
+        check_context(base, manifest.training.max_length + manifest.adapter.virtual_tokens)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
-        model = build_from_spec(base, adapter, task.peft_type).to(torch.device(device))
-        return cls(manifest, task, model, load_tokenizer(base_model))
+        model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(compute.device))
+        prepared(model, base, manifest, compute)
+        return cls(manifest, task, model, load_tokenizer(base_model), compute)
 
     def initial(self) -> Vector:
         """The flat vector as it stands; right after `load`, what the manifest's seed gives."""
         return flatten(self.model, self.manifest.adapter)
+
+    def personal(self) -> Vector:
+        """The personal tensors as they stand; right after `load`, what the manifest's seed gives. Often empty."""
+        return flatten_personal(self.model, self.manifest.adapter)
+
+    def put_personal(self, vector: Vector) -> None:
+        """What the next `update` or `scores` starts from. Raises on NaN or wrong shapes."""
+        load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
         """The records as the task wants them."""
@@ -88,15 +110,18 @@ class Learner:
         """One round: start at `vector`, train by `plan`, give trained minus global (float32); under protocol R2 the
         noised sum of gradients at `vector` (int64, in grid steps). Raises on NaN or wrong shapes."""
         load_flat(self.model, self.manifest.adapter, vector)
-        plan = replace(plan, max_physical_batch=min(plan.max_physical_batch, self._fitting(dataset)))
+        objective: Objective = self.task
+        if self.compute.precision != "float32":
+            objective = HalfPrecision(self.task, torch.device(self.compute.device).type)
+        plan = replace(plan, max_physical_batch=self.compute.physical_batch or self._fitting(plan, dataset))
         with only_moving(self.model, self.manifest.adapter, round_) as moving:
             if self.manifest.privacy.protocol == "R2":
                 if plan.mechanism is not None:
                     total = np.zeros(len(vector), dtype=np.int64)  # what stands still has no gradient and no noise
-                    total[moving] = noised_sum(self.model, dataset, plan, rng, self.task)
+                    total[moving] = noised_sum(self.model, dataset, plan, rng, objective)
                     return total
                 plan = replace(plan, learning_rate=1.0)
-            train(self.model, dataset, plan, rng, self.task)
+            train(self.model, dataset, plan, rng, objective)
         change: Vector = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
@@ -105,10 +130,10 @@ class Learner:
             )
         return change
 
-    def _fitting(self, dataset: Dataset) -> int:
-        """Records of which one forward pass and its gradients fit into memory."""
+    def _fitting(self, plan: DpSgdPlan, dataset: Dataset) -> int:
+        """Records of a pass whose logits fit into memory as well."""
         logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
-        return max(1, _VALUES // max(1, self.manifest.adapter.size, logits))
+        return min(plan.max_physical_batch, max(1, _LOGITS // max(1, logits)))
 
     def scores(self, vector: Vector, test: Dataset) -> Scores:
         """How the task judges the model at `vector`."""

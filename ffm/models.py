@@ -284,7 +284,7 @@ def check_context(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
     """The model, if it has positions for so many tokens.
 
     Raises:
-        ModelError: E509 if the longest text would not fit.
+        ModelError: E510 if the longest text would not fit.
     """
     limits = [int(getattr(model.config, "max_position_embeddings", None) or tokens)]
     for name, module in model.named_modules():
@@ -297,7 +297,7 @@ def check_context(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
             found=f"{tokens} tokens",
             expected=f"at most {min(limits)}",
             do="lower max_length in the settings",
-            code="E509",
+            code="E510",
         )
     return model
 

@@ -27,6 +27,9 @@ class Trainer(Protocol):
         """The update of one round: the difference of the trainable parameters, float32, noised where promised; under
         protocol R2 the noised sum of gradients, int64, in grid steps."""
 
+    async def keep(self, round_: int) -> None:
+        """The round is paid for: what its training made of the personal tensors is this site's from now on."""
+
 
 def integers_only(update: Update) -> NDArray[np.int64]:
     """The update of protocol R2, or LocalProtocolError: reals would have to be rounded after the noise."""

@@ -64,6 +64,9 @@ class SiteSettings(StrictModel):
     data: str = "records.csv"  # client only; relative to the folder
     base_model: str = ""  # a local folder; empty: found by the manifest's name
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)$")] = "cpu"
+    precision: Annotated[str, Field(pattern="^(float32|bfloat16)$")] = "float32"
+    checkpointing: bool = False  # compute layers twice and keep less in memory
+    physical_batch: Annotated[int, Field(ge=0, le=4096)] = 0  # records a pass; 0: chosen by the size of the adapter
     task_file: str = ""  # Python file of the consortium's own task; relative to the folder; empty: a built-in one
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
+from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, write_report
 from ffm.server_run import ServerRun, write_atomic
 from ffm.site import Site
@@ -142,11 +143,7 @@ async def participate(site: Site, options: ClientOptions, on_event: Event) -> in
         try:
             async with await TrainingProcess.spawn(options.threads, state / "training.log") as training:
                 loaded = await training.load(
-                    site.manifest.to_bytes(),
-                    await asyncio.to_thread(_base_model, site),
-                    options.data or site.data,
-                    options.device or site.settings.device,
-                    site.task_file,
+                    site.manifest.to_bytes(), await asyncio.to_thread(_local_setup, site, options)
                 )
                 on_event({"event": "loaded", "parameters": loaded.parameters})
                 await _reachable(site)
@@ -253,6 +250,14 @@ def _state_folder(site: Site) -> Path:
     path = site.folder / "state"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def _local_setup(site: Site, options: ClientOptions) -> LocalSetup:
+    chosen = site.settings
+    device = options.device or chosen.device
+    compute = Compute(device, options.threads, chosen.precision, chosen.checkpointing, chosen.physical_batch)
+    personal = personal_file(_state_folder(site), site.manifest)
+    return LocalSetup(_base_model(site), options.data or site.data, site.task_file, personal, compute)
 
 
 def _base_model(site: Site) -> Path:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import ffm
 from ffm import frames
 from ffm.errors import TrainingProcessError
+from ffm.local_setup import LocalSetup
 from ffm.round_update import Update
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
@@ -42,9 +43,8 @@ class Loaded:
 class TrainingProcess:
     """One spawned `python -m ffm.worker`. Use `await TrainingProcess.spawn()`, or as `async with`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, threads: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._threads = threads
         self._turn = asyncio.Lock()
         self._integers = False  # what `train` answers
 
@@ -84,26 +84,23 @@ class TrainingProcess:
         finally:
             if errors is not None:
                 os.close(errors)
-        return cls(process, threads)
+        return cls(process)
 
     @property
     def pid(self) -> int:
         """Process id, for the operator's table and for tests."""
         return self._process.pid
 
-    async def load(
-        self, manifest: bytes, base_model: Path, data: Path, device: str = "cpu", task_file: Path | None = None
-    ) -> Loaded:
+    async def load(self, manifest: bytes, setup: LocalSetup) -> Loaded:
         """Load base model, adapter and records. `manifest`: its exact bytes, already verified against the owner's key.
 
         Raises:
             TrainingProcessError: with the worker's own code, text and advice (E501 changed base model, E511 to E514
-                data, E503 and E505 adapter, E524 device, E531 and E532 task); E521 if the process ended.
+                data, E503, E505 and E507 adapter, E509 personal tensors, E524 and E525 device, E531 and E532 task);
+                E521 if the process ended.
         """
         self._integers = parse_model(Manifest, "manifest", manifest).privacy.protocol == "R2"
-        paths = {"base_model": str(base_model), "data": str(data), "device": device, "threads": self._threads}
-        paths["task_file"] = "" if task_file is None else str(task_file)
-        header, body = await self._request({"op": "load", **paths}, manifest)
+        header, body = await self._request({"op": "load", **setup.header()}, manifest)
         initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
 
@@ -126,6 +123,10 @@ class TrainingProcess:
         if self._integers:
             return np.frombuffer(body, dtype="<i8").astype(np.int64)
         return np.frombuffer(body, dtype="<f4").astype(np.float32)
+
+    async def keep(self, round: int) -> None:
+        """The round's training is paid for: what it made of the personal tensors is kept. Raises as `train`."""
+        await self._request({"op": "keep", "round": round}, b"")
 
     async def close(self) -> None:
         """End the process: its input is closed, and it is killed if it has not gone within five seconds."""

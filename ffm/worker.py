@@ -2,12 +2,14 @@
 
 It speaks `ffm.frames` on standard input and output, one request at a time:
 
-    load   header: base_model (folder), data (CSV file), device, threads, task_file (of a task of the consortium's own,
-           else empty); body: the manifest's exact bytes, whose signature the parent has checked. Answers tensors,
-           parameters, records (a count that stays on this machine), and as body the initial flat vector.
+    load   header: as `ffm.local_setup.LocalSetup.header`; body: the manifest's exact bytes, whose signature the parent
+           has checked. Answers tensors, parameters, records (a count that stays on this machine), and as body the
+           initial flat vector.
     train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
            global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocol R2 it
            answers the integer sum of clipped gradients with a share of the noise, int64 little-endian.
+    keep   header: round, whose training is paid for: the personal tensors that it left are this site's from now on.
+           They are never in an answer.
 
 A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
 It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its
@@ -22,7 +24,6 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,7 +36,9 @@ from dp.sampling import Csprng
 from ffm import frames
 from ffm.errors import DataError, TrainingProcessError
 from ffm.learner import Learner, Update, plan_of
+from ffm.local_setup import LocalSetup
 from ffm.models import offline, verify_base_model
+from ffm.personal import PersonalState
 from ffm.tasks import find
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
@@ -48,26 +51,26 @@ class LocalTraining:
 
     learner: Learner
     dataset: Dataset = field(repr=False)
+    personal: PersonalState = field(repr=False)
     rng: Csprng = field(repr=False)
 
     @classmethod
-    def load(
-        cls, manifest: Manifest, base_model: Path, data: Path, device: str, task_file: Path | None = None
-    ) -> "LocalTraining":
+    def load(cls, manifest: Manifest, setup: LocalSetup) -> "LocalTraining":
         """Check the base model against the manifest, build the adapter, read and tokenise the records."""
-        _check_device(device)
-        verify_base_model(manifest.base_model, base_model)
-        records = find(manifest.training.task, task_file).read(data, manifest.training)
+        _check_device(setup.compute.device)
+        verify_base_model(manifest.base_model, setup.base_model)
+        records = find(manifest.training.task, setup.task_file).read(setup.data, manifest.training)
         if len(records) > manifest.privacy.max_records:  # δ and the headroom of the sum stand on this bound
             raise DataError(
-                f"{data.name} holds more records than the manifest allows for all sites together",
+                f"{setup.data.name} holds more records than the manifest allows for all sites together",
                 found="more",  # the count stays at this site
                 expected=f"at most {manifest.privacy.max_records}",
                 do="ask the owner for a manifest with a larger max_records",
                 code="E517",
             )
-        learner = Learner.load(manifest, base_model, device, task_file)
-        return cls(learner, learner.tensors(records), Csprng.from_os())
+        learner = Learner.load(manifest, setup.base_model, setup.compute, setup.task_file)
+        personal = PersonalState.open(manifest, setup.personal, learner.personal())
+        return cls(learner, learner.tensors(records), personal, Csprng.from_os())
 
     @property
     def model(self) -> nn.Module:
@@ -76,7 +79,10 @@ class LocalTraining:
 
     def update(self, vector: np.ndarray[Any, np.dtype[np.float32]], round_: int) -> Update:
         """One round by the manifest's plan; see `Learner.update`."""
-        return self.learner.update(vector, self.dataset, plan_of(self.learner.manifest), self.rng, round_)
+        self.learner.put_personal(self.personal.kept)
+        update = self.learner.update(vector, self.dataset, plan_of(self.learner.manifest), self.rng, round_)
+        self.personal.propose(round_, self.learner.personal())
+        return update
 
 
 def _check_device(device: str) -> None:
@@ -120,8 +126,11 @@ class Worker:
                     return self._load(header, body)
                 case "train":
                     return self._train(header, body)
+                case "keep":
+                    return self._keep(header)
                 case _:
-                    raise TrainingProcessError("an unknown request", expected='"load" or "train"', code="E522")
+                    expected = '"load", "train" or "keep"'
+                    raise TrainingProcessError("an unknown request", expected=expected, code="E522")
         except (SecAggError, PrivacyError) as error:
             return failure(error.code, error.what, error.found, error.expected, error.do)
         except (RuntimeError, MemoryError) as error:
@@ -136,16 +145,12 @@ class Worker:
 
     def _load(self, header: Mapping[str, Any], body: bytes) -> bytes:
         self._training = None
-        wanted = ("base_model", "data", "device", "task_file")
-        if any(not isinstance(header.get(name), str) for name in wanted) or type(header.get("threads")) is not int:
-            raise TrainingProcessError("an incomplete request", expected=", ".join(wanted), code="E522")
-        torch.set_num_threads(max(1, header["threads"]))
-        manifest = parse_model(Manifest, "manifest", body)
-        base, data, device = Path(header["base_model"]), Path(header["data"]), header["device"]
-        task_file = Path(header["task_file"]) if header["task_file"] else None
-        loaded = LocalTraining.load(manifest, base, data, device, task_file)
+        setup = LocalSetup.parse(header)
+        torch.set_num_threads(max(1, setup.compute.threads))
+        loaded = LocalTraining.load(parse_model(Manifest, "manifest", body), setup)
         self._after_load()
         self._training = loaded
+        manifest = loaded.learner.manifest
         counts = {
             "tensors": len(manifest.adapter.tensors),
             "parameters": manifest.adapter.size,
@@ -155,15 +160,24 @@ class Worker:
         return frames.pack({"ok": "load", **counts}, initial.astype("<f4").tobytes())
 
     def _train(self, header: Mapping[str, Any], body: bytes) -> bytes:
-        if self._training is None:
-            raise TrainingProcessError("train before load", expected="load first", code="E522")
-        if type(header.get("round")) is not int:
-            raise TrainingProcessError("an incomplete request", expected="round", code="E522")
+        training, round_ = self._loaded(header)
         vector = np.frombuffer(body[: len(body) // 4 * 4], dtype="<f4").astype(np.float32)
         if len(body) % 4:
             vector = vector[:0]  # refused below, with both lengths in the message
-        update = self._training.update(vector, header["round"])
+        update = training.update(vector, round_)
         return frames.pack({"ok": "train"}, update.astype(update.dtype.newbyteorder("<")).tobytes())
+
+    def _keep(self, header: Mapping[str, Any]) -> bytes:
+        training, round_ = self._loaded(header)
+        training.personal.keep(round_)
+        return frames.pack({"ok": "keep"}, b"")
+
+    def _loaded(self, header: Mapping[str, Any]) -> tuple[LocalTraining, int]:
+        if self._training is None:
+            raise TrainingProcessError(f"{header['op']} before load", expected="load first", code="E522")
+        if type(header.get("round")) is not int:
+            raise TrainingProcessError("an incomplete request", expected="round", code="E522")
+        return self._training, header["round"]
 
 
 def failure(code: str, what: str, found: object, expected: object, do: str | None) -> bytes:

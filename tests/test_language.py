@@ -226,7 +226,7 @@ def test_texts_longer_than_the_context_are_refused(name: str, llama: Path) -> No
     models.check_context(model, limit)
     with pytest.raises(ModelError, match="context") as caught:
         models.check_context(model, limit + 1)
-    assert caught.value.code == "E509"
+    assert caught.value.code == "E510"
 
 
 def test_a_manifest_with_texts_longer_than_the_context_is_not_made(llama: Path) -> None:

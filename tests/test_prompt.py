@@ -163,7 +163,7 @@ def test_prompt_and_text_must_fit_into_the_context(llama: Path) -> None:
     build_manifest(language_settings(llama, max_length=LLAMA_POSITIONS - 4), "small")
     with pytest.raises(ModelError, match="context") as caught:
         build_manifest(language_settings(llama, max_length=LLAMA_POSITIONS - 3), "small")
-    assert caught.value.code == "E509"
+    assert caught.value.code == "E510"
 
 
 def test_a_prompt_is_not_merged(llama: Path) -> None:

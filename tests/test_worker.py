@@ -21,6 +21,7 @@ from ffm.adapters import flatten
 from ffm.data import Record, write_records
 from ffm.errors import TrainingProcessError
 from ffm.learner import plan_of
+from ffm.local_setup import LocalSetup
 from ffm.models import locate
 from ffm.training_process import TrainingProcess
 from ffm.worker import LocalTraining, Worker, refuse_grpc
@@ -94,8 +95,8 @@ def _error(answer: bytes) -> dict[str, str]:
 
 
 def _load(manifest: Manifest, site_csv: Path, **changes: object) -> tuple[dict[str, object], bytes]:
-    header = {"op": "load", "base_model": str(locate("bert-tiny")), "data": str(site_csv), "device": "cpu"}
-    return {**header, "threads": 1, "task_file": "", **changes}, manifest.to_bytes()
+    setup = LocalSetup(locate("bert-tiny"), site_csv)
+    return {"op": "load", **setup.header(), **changes}, manifest.to_bytes()
 
 
 def test_refusals_are_structured_and_leave_the_worker_usable(
@@ -147,7 +148,7 @@ def test_plan_is_the_manifests(manifest: Manifest) -> None:
 
 
 def test_update_is_trained_minus_global(manifest: Manifest, site_csv: Path) -> None:
-    local = LocalTraining.load(manifest, locate("bert-tiny"), site_csv, "cpu")
+    local = LocalTraining.load(manifest, LocalSetup(locate("bert-tiny"), site_csv))
     start = flatten(local.model, manifest.adapter)
     change = local.update(start, 1)
     assert np.array_equal(flatten(local.model, manifest.adapter) - start, change)
@@ -190,9 +191,9 @@ def test_a_process_trains_and_ends(manifest: Manifest, site_csv: Path, tmp_path:
     async def scenario() -> int:
         async with await TrainingProcess.spawn(log=tmp_path / "training.log") as process:
             with pytest.raises(TrainingProcessError) as caught:
-                await process.load(manifest.to_bytes(), locate("bert-tiny"), tmp_path / "none.csv")
+                await process.load(manifest.to_bytes(), LocalSetup(locate("bert-tiny"), tmp_path / "none.csv"))
             assert caught.value.code == "E511"
-            loaded = await process.load(manifest.to_bytes(), locate("bert-tiny"), site_csv)
+            loaded = await process.load(manifest.to_bytes(), LocalSetup(locate("bert-tiny"), site_csv))
             assert (loaded.parameters, loaded.records) == (manifest.adapter.size, 40)
             os.kill(process.pid, signal.SIGINT)  # Ctrl-C is for the parent to answer
             start = np.zeros(manifest.adapter.size, dtype=np.float32)
@@ -220,7 +221,7 @@ def test_a_killed_process_is_one_clear_error(manifest: Manifest, site_csv: Path)
         async with await TrainingProcess.spawn() as process:
             os.kill(process.pid, signal.SIGKILL)
             with pytest.raises(TrainingProcessError) as caught:
-                await process.load(manifest.to_bytes(), locate("bert-tiny"), site_csv)
+                await process.load(manifest.to_bytes(), LocalSetup(locate("bert-tiny"), site_csv))
             assert (caught.value.code, caught.value.found) == ("E521", "signal 9")
 
     asyncio.run(scenario())
@@ -232,9 +233,11 @@ def test_a_cancelled_request_ends_the_process(manifest: Manifest, site_csv: Path
     async def scenario() -> None:
         async with await TrainingProcess.spawn() as process:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(process.load(manifest.to_bytes(), locate("bert-tiny"), site_csv), 0.1)
+                await asyncio.wait_for(
+                    process.load(manifest.to_bytes(), LocalSetup(locate("bert-tiny"), site_csv)), 0.1
+                )
             with pytest.raises(TrainingProcessError) as caught:
-                await process.load(manifest.to_bytes(), locate("bert-tiny"), site_csv)
+                await process.load(manifest.to_bytes(), LocalSetup(locate("bert-tiny"), site_csv))
             assert caught.value.code == "E521"
 
     asyncio.run(scenario())

@@ -1,8 +1,8 @@
 """What a method of adaptation is: the one interface behind which everything else is the same for all of them.
 
-`adapter.method` is a word of `ffm.adapters.registry`. A method says how the adapter sits in a base model, which of its
-tensors stay with the client, which of them move in a round, and what it looks like on disk. The flat vector, the spec
-and all refusals are `ffm.adapters`; clipping, noise and masks never see a method.
+`adapter.method` of a manifest is a word of `ffm.adapters.registry`. A method says how the adapter sits in a base model,
+which of its tensors stay with the client, which of them move in a round, and what it looks like on disk. Flat vectors,
+specs and refusals are those of `ffm.adapters`; clipping, noise and masks never see a method.
 """
 
 from collections.abc import Sequence
