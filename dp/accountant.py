@@ -1,6 +1,8 @@
 """What the charges of a ledger cost: certified ε, cross-checked, rounded up, or an error.
 
-Unit: one record; adjacency: add or remove one (replace-one costs far more and is never mixed in).
+Unit: one record; adjacency: add or remove one (replace-one costs far more and is never mixed in). Or, where every event
+is client-level (protocol C): one client; zero-out. The two are never composed with each other: `in_unit` gives the
+charges of a ledger in one of them, or an error.
 
 *Certified ε* [derived for this project, not peer reviewed]: for an integer mechanism with noise σ_int >= 100 grid
 steps and sensitivity Δ, the privacy-loss distribution of the Poisson-sampled **continuous** Gaussian at standard
@@ -28,7 +30,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from dp.errors import AccountingError, UnsupportedMechanismError
-from dp.events import SampledGaussian, merge
+from dp.events import SampledGaussian, Unit, merge
 from dp.ledger import Charge
 
 # Width of the loss grid by number of releases: its error grows like releases · width². Every grid is pessimistic, so
@@ -87,8 +89,35 @@ class Accounting:
 
 
 def mechanisms(charges: Iterable[Charge | SampledGaussian]) -> tuple[SampledGaussian, ...]:
-    """The charges as mechanisms, equal ones added up."""
-    return merge(c.mechanism if isinstance(c, Charge) else c for c in charges)
+    """The charges as mechanisms, equal ones added up. Raises UnsupportedMechanismError for two units in one account."""
+    events = merge(c.mechanism if isinstance(c, Charge) else c for c in charges)
+    if len({event.unit for event in events}) > 1:
+        raise UnsupportedMechanismError(
+            "releases of two units in one account", found="record and client", expected="one unit and one adjacency"
+        )
+    return events
+
+
+def in_unit(charges: Iterable[Charge | SampledGaussian], unit: Unit) -> tuple[SampledGaussian, ...]:
+    """What the charges of a ledger are worth in one unit, in their order.
+
+    A client-level release at the record level [derived for this project]: a record more or less exchanges one bounded
+    update for another, two vectors of norm at most Δ each, so the sum moves by at most 2Δ. A record-level release has
+    no bound for a whole client: with one in the ledger there is no client-level ε (UnsupportedMechanismError).
+    """
+    events = [c.mechanism if isinstance(c, Charge) else c for c in charges]
+    if unit == "record":
+        return tuple(
+            replace(e, clip_steps=2 * e.clip_steps, unit="record") if e.unit == "client" else e for e in events
+        )
+    if any(e.unit != unit for e in events):
+        raise UnsupportedMechanismError(
+            "the privacy ledger holds record-level releases, of which none bounds what a whole client gives away",
+            found="record-level charges",
+            expected="client-level charges only",
+            do="start a ledger over a population of which the owner signs that it is disjoint from this one",
+        )
+    return tuple(events)
 
 
 def epsilon(charges: Iterable[Charge | SampledGaussian], delta: Decimal, *, prv: bool = True) -> Accounting:

@@ -4,20 +4,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from dp.accountant import CEILING, Accounting, epsilon
+from dp.accountant import CEILING, Accounting, epsilon, in_unit
 from dp.errors import BudgetExceededError, UnsupportedMechanismError
+from dp.events import Unit
 from dp.ledger import Charge
+
+UNITS: dict[Unit, str] = {"record": "record, add/remove", "client": "client, zero-out"}  # stands beside every ε
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one record may ever spend in one silo: ε at δ (unit: record; adjacency: add or remove one).
+    """What one record may ever spend in one silo: ε at δ (adjacency: add or remove one); or, under protocol C, what the
+    whole client may (adjacency: zero-out).
 
     Raises UnsupportedMechanismError for a budget that protects nobody or is no number.
     """
 
     epsilon: Decimal
     delta: Decimal
+    unit: Unit = "record"
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= CEILING or not 0 < self.delta < 1:
@@ -38,13 +43,14 @@ def check_next(charges: Iterable[Charge], next_charge: Charge, budget: Budget) -
 
     Raises:
         BudgetExceededError: It would exceed the budget. AccountingError: the cross-checks fail.
+        UnsupportedMechanismError: a client's budget over a ledger with record-level charges.
     """
     spent = list(charges)
     after = spent if any(c.key == next_charge.key for c in spent) else [*spent, next_charge]
-    result = epsilon(after, budget.delta, prv=False)
+    result = epsilon(in_unit(after, budget.unit), budget.delta, prv=False)
     if not result.within(budget.epsilon):
-        now = epsilon(spent, budget.delta, prv=False)
-        at = f"at δ = {budget.delta:f}, record, add/remove"
+        now = epsilon(in_unit(spent, budget.unit), budget.delta, prv=False)
+        at = f"at δ = {budget.delta:f}, {UNITS[budget.unit]}"
         raise BudgetExceededError(
             f"round {next_charge.round}, attempt {next_charge.attempt} would exceed the privacy budget",
             found=f"spent ε = {now.epsilon}, with this round ε = {result.epsilon} {at}",

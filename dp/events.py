@@ -1,6 +1,6 @@
 """The closed list of events that a ledger may hold, as JSON of integers, and our own parser for it.
 
-A codec that instantiates the types a file names is a code loader; this one knows five kinds and nothing else:
+A codec that instantiates the types a file names is a code loader; this one knows six kinds and nothing else:
 
     {"kind": "self_composed", "count": steps, "event":
         {"kind": "poisson_sampled", "numerator": a, "denominator": b, "event":
@@ -9,17 +9,19 @@ A codec that instantiates the types a file names is a code loader; this one know
 `self_composed` and `poisson_sampled` may be left out (once; no sampling). In place of `poisson_sampled` may stand
 `person_sampled` with `records`: a person has up to so many records, each sampled by itself. In place of
 `discrete_gaussian` may stand `distributed_gaussian` with `shares`: so many honest clients each add noise of variance
-noise_steps^2 / shares, and the sum is released. Nothing else nests.
+noise_steps^2 / shares, and the sum is released. `client_gaussian` is the same where the unit is a whole client
+(protocol C), which nothing samples. Nothing else nests.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from dp.errors import UnsupportedMechanismError
 
 MAX_INTEGER = 2**53 - 1
+Unit = Literal["record", "client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,10 @@ class SampledGaussian:
         count: Releases (gradient steps), >= 1.
         sampling_probability: In (0, 1].
         noise_steps: Standard deviation of all the noise that is counted on, in grid steps, >= 1.
-        clip_steps: Integer L2 sensitivity (add or remove one record) in grid steps, >= 1.
+        clip_steps: Integer L2 sensitivity (add or remove one record; zero out one client) in grid steps, >= 1.
         shares: Independent discrete Gaussians that make up the noise; 1: one client's own.
         records: Records of one person at most; each is sampled by itself.
+        unit: Whom the sensitivity is of; the two are never composed with each other.
     """
 
     count: int
@@ -41,6 +44,7 @@ class SampledGaussian:
     clip_steps: int
     shares: int = 1
     records: int = 1
+    unit: Unit = "record"
 
 
 def event_tree(mechanism: SampledGaussian) -> dict[str, Any]:
@@ -55,8 +59,12 @@ def event_tree(mechanism: SampledGaussian) -> dict[str, Any]:
     sampled: dict[str, Any] = {"kind": "poisson_sampled", "numerator": q.numerator, "denominator": q.denominator}
     if m.records != 1:
         sampled |= {"kind": "person_sampled", "records": m.records}
-    event = {"kind": "self_composed", "count": m.count, "event": sampled | {"event": noise}}
-    parse(event)
+    once = sampled | {"event": noise}
+    if m.unit == "client":
+        once = noise | {"kind": "client_gaussian", "shares": m.shares}
+    event = {"kind": "self_composed", "count": m.count, "event": once}
+    if parse(event) != m:
+        raise _refuse(f"a sample or a bound on records per {m.unit}", "none: every client takes part in every round")
     return event
 
 
@@ -67,6 +75,10 @@ def parse(event: Any) -> SampledGaussian:
     if _kind(node) == "self_composed":
         fields = _fields(node, {"kind", "count", "event"})
         count, node = _positive(fields, "count"), fields["event"]
+    if _kind(node) == "client_gaussian":
+        fields = _fields(node, {"kind", "noise_steps", "clip_steps", "shares"})
+        noise, clip = _positive(fields, "noise_steps"), _positive(fields, "clip_steps")
+        return SampledGaussian(count, Fraction(1), noise, clip, _several(fields, "shares"), unit="client")
     if (kind := _kind(node)) in ("poisson_sampled", "person_sampled"):
         person = {"records"} if kind == "person_sampled" else set()
         fields = _fields(node, {"kind", "numerator", "denominator", "event"} | person)
@@ -86,9 +98,9 @@ def parse(event: Any) -> SampledGaussian:
 
 def merge(events: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
     """Add up the counts of equal mechanisms, in an order that does not depend on the input's."""
-    counts: dict[tuple[Fraction, int, int, int, int], int] = {}
+    counts: dict[tuple[Fraction, int, int, int, int, Unit], int] = {}
     for e in events:
-        key = (e.sampling_probability, e.noise_steps, e.clip_steps, e.shares, e.records)
+        key = (e.sampling_probability, e.noise_steps, e.clip_steps, e.shares, e.records, e.unit)
         counts[key] = counts.get(key, 0) + e.count
     return tuple(SampledGaussian(counts[key], *key) for key in sorted(counts))
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from dp import report_facts as shape
+from dp.client_level import LEAST_CLIENTS
 from dp.ledger import CHARGE, Charge, genesis
 from dp.report_evidence_checks import audit_checks, governance_checks, utility_checks
 from dp.report_facts import SETS, exact_keys
@@ -17,7 +18,7 @@ from dp.report_findings import Check, at_least, same
 from dp.store import GENESIS, Row, broken_link, canonical
 
 MAX_YEAR_9999 = 253402300799
-PROTOCOLS = ("R1", "R2")  # for which the accountant has a certificate
+PROTOCOLS = ("R1", "R2", "C")  # for which the accountant has a certificate
 
 
 def check_facts(facts: Mapping[str, Any]) -> list[Check]:
@@ -36,7 +37,12 @@ def _documents(facts: Mapping[str, Any]) -> Iterator[Check]:
         recomputed = sha256(canonical(entry["document"])).hexdigest()
         yield same(f"SHA-256 of the {name}", entry["sha256"], recomputed)
     privacy = facts["manifest"]["document"]["privacy"]
-    yield Check("protocol of the manifest", privacy["protocol"] in PROTOCOLS, str(privacy["protocol"]), PROTOCOLS[0])
+    protocol, cohort = privacy["protocol"], facts["manifest"]["document"]["aggregation"]["min_cohort"]
+    yield Check("protocol of the manifest", protocol in PROTOCOLS, str(protocol), PROTOCOLS[0])
+    claim = ("client", "zero-out") if protocol == "C" else ("record", "add-or-remove-one")
+    yield same("unit and adjacency of the protocol", (privacy["unit"], privacy["adjacency"]), claim)
+    if protocol == "C":
+        yield at_least("clients behind every sum of protocol C", cohort, LEAST_CLIENTS)
 
 
 def _times(facts: Mapping[str, Any]) -> Iterator[Check]:

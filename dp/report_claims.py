@@ -9,22 +9,38 @@ from fractions import Fraction
 
 from dp import accountant
 from dp.events import SampledGaussian, parse
-from dp.report_figures import Derived, Group, decimal, iso, order, plain, planned_event, vector_length
+from dp.report_figures import (
+    Derived,
+    Group,
+    decimal,
+    iso,
+    order,
+    plain,
+    planned_event,
+    sensitivity_steps,
+    vector_length,
+)
 from dp.report_trust import Adversary
 
 WHY = {
     "R1": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
     "R2": "each client adds a share of the noise inside the masked sum: who knows shares, or sees one upload alone, "
     "sees less of it",
+    "C": "each client adds a share of the noise inside the masked sum: who knows shares, or sees one upload alone, "
+    "sees less of it; nobody is sampled, so q = 1 for every adversary",
 }
 NAMES = {
     "R1": "local DP-SGD: Poisson sample, clip each record, sum on an integer grid, discrete Gaussian noise",
     "R2": "distributed DP-SGD: one Poisson sample at every silo, clip each record, sum on an integer grid, a share of "
     "discrete Gaussian noise by every client, secure aggregation of the integers",
+    "C": "client-level: any local training, clip the whole update, conditional stochastic rounding to an integer grid, "
+    "a share of discrete Gaussian noise by every client, secure aggregation of the integers",
 }
 AFTER = {
     "R1": "optimiser, difference to the global adapter, encoding and masking: post-processing only",
     "R2": "masking and aggregation of the integers as they are, then the server step: post-processing only",
+    "C": "masking and aggregation of the integers as they are, then their mean over the public number of clients in "
+    "the sum and the server step: post-processing only",
 }
 PRV_ROW = "PRV (Opacus)"
 CURVE_POINTS = tuple(Decimal(k) / 2 for k in range(0, 21))
@@ -85,8 +101,30 @@ def release(d: Derived) -> Group:
     }
 
 
+def _meaning(d: Derived) -> tuple[str, str]:
+    """What the unit means, and what holds if the declaration is wrong."""
+    most = d.privacy["records_per_person"]
+    if d.privacy["unit"] == "client":
+        return (
+            "all that one client contributes, against zeros in its place: that it takes part is public, what its data "
+            "say is protected; exchanging one client's data for others moves twice as much and is not what is stated",
+            "a person with records at several clients has the sum of what they spend",
+        )
+    if most == 1:
+        return (
+            "one record more or less in one silo; replacing a record costs more and is not what is stated",
+            "a person with records in several silos, or with several records, has the sum of what they spend",
+        )
+    return (
+        f"all records of one person, up to {most}, more or less; replacing records costs more and is not what is "
+        "stated",
+        "a person with more records than that, or in more silos than declared, is protected less",
+    )
+
+
 def unit(d: Derived) -> Group:
     """Group 3: unit, adjacency, overlap."""
+    meaning, if_wrong = _meaning(d)
     return {
         "unit": d.privacy["unit"],
         "adjacency": d.privacy["adjacency"],
@@ -102,13 +140,8 @@ def unit(d: Derived) -> Group:
             }
             for k in sorted(d.names)
         ],
-        "meaning": "one record more or less in one silo; replacing a record costs more and is not what is stated"
-        if d.privacy["records_per_person"] == 1
-        else f"all records of one person, up to {d.privacy['records_per_person']}, more or less; replacing records "
-        "costs more and is not what is stated",
-        "if_wrong": "a person with records in several silos, or with several records, has the sum of what they spend"
-        if d.privacy["records_per_person"] == 1
-        else "a person with more records than that, or in more silos than declared, is protected less",
+        "meaning": meaning,
+        "if_wrong": if_wrong,
     }
 
 
@@ -190,8 +223,8 @@ def _headline(d: Derived) -> Group:
         "complete": d.complete,
         "sentence": (
             f"ε {sign}{epsilon} at δ = {figure.delta}, {d.privacy['unit']}, {d.adjacency}, "
-            f"{rounds} rounds of this task and {figure.releases} noised steps in all, "
-            f"worst silo ({d.names[d.worst]}){whole}"
+            f"{rounds} rounds of this task and {figure.releases} noised "
+            f"{'sums' if d.privacy['unit'] == 'client' else 'steps'} in all, worst silo ({d.names[d.worst]}){whole}"
         ),
     }
 
@@ -199,27 +232,28 @@ def _headline(d: Derived) -> Group:
 def mechanism(d: Derived) -> Group:
     """Group 5: the mechanism in real and integer units."""
     p, scale = d.privacy, d.privacy["scale"]
-    planned = parse(planned_event(d.manifest))
+    planned, sensitivity = parse(planned_event(d.manifest)), sensitivity_steps(d.manifest)
+    q = (1, 1) if p["protocol"] == "C" else (p["sampling_numerator"], p["sampling_denominator"])
     return {
         "protocol": p["protocol"],
         "name": NAMES[p["protocol"]],
         "real_units": {
             "clip_norm": decimal(Fraction(p["clip_steps"], scale)),
             "noise_standard_deviation": decimal(Fraction(p["noise_steps"], scale)),
-            "noise_multiplier": decimal(Fraction(p["noise_steps"], p["clip_steps"])),
-            "sampling_probability": decimal(Fraction(p["sampling_numerator"], p["sampling_denominator"])),
+            "noise_multiplier": decimal(Fraction(p["noise_steps"], sensitivity)),
+            "sampling_probability": decimal(Fraction(*q)),
             "grid_step": decimal(Fraction(1, scale)),
             "learning_rate": d.training["learning_rate"],
         },
         "integer_units": {
             "scale": scale,
             "clip_steps": p["clip_steps"],
-            "sensitivity_steps": p["clip_steps"],
+            "sensitivity_steps": sensitivity,
             "noise_steps": p["noise_steps"],
             "noise_shares": planned.shares,
             "variance_of_one_share": decimal(Fraction(p["noise_steps"] ** 2, planned.shares)),
-            "sampling_numerator": p["sampling_numerator"],
-            "sampling_denominator": p["sampling_denominator"],
+            "sampling_numerator": q[0],
+            "sampling_denominator": q[1],
         },
         "local_steps_per_round": d.training["local_steps"],
         "rounds_planned": d.training["rounds"],
@@ -276,6 +310,7 @@ def accounting(d: Derived) -> Group:
             ],
         },
         "cross_checks": _cross_checks(d),
+        "record_level": _record_level(d),
         "enforced": [
             "every attempt charged durably before its masked upload; never refunded",
             "the round that would exceed the budget refused before it starts",
@@ -283,9 +318,29 @@ def accounting(d: Derived) -> Group:
         ],
         "tested": ["sampler, clipping and noise on the integer grid", "accountant against published reference points"],
         "assumed": [
-            "each person has at most the stated number of records, in one silo",
+            "each person's records lie at one client"
+            if d.privacy["unit"] == "client"
+            else "each person has at most the stated number of records, in one silo",
             "the client's machine and its random generator are honest",
         ],
+    }
+
+
+def _record_level(d: Derived) -> Group | None:
+    """What the same charges mean for one record, where the unit is a client. Another adjacency, so another account."""
+    if d.privacy["unit"] == "record":
+        return None
+    figures = {
+        k: accountant.epsilon(accountant.in_unit([m for m, _ in d.releases[k]], "record"), d.delta, prv=False).epsilon
+        for k in sorted(d.names)
+    }
+    return {
+        "unit": "record",
+        "adjacency": "add-or-remove-one",
+        "sensitivity_steps": 2 * sensitivity_steps(d.manifest),
+        "per_client": [{"client_id": k, "name": d.names[k], "epsilon_per_record": e} for k, e in figures.items()],
+        "why": "a record more or less at a client exchanges one bounded update for another, so the sum moves by at "
+        "most twice the norm bound; what later record-level tasks over the same ledger add to is this",
     }
 
 

@@ -107,24 +107,39 @@ def risk(d: Derived) -> Group:
     """Group 13: what an attacker can gain at most, from the whole privacy-loss distribution."""
     rows = [_risk_of(d, k) for k in sorted(d.names)]
     worst = next(row for row in rows if row["client_id"] == d.worst)
+    units = len(d.names) if d.privacy["unit"] == "client" else d.privacy["max_records"]
     right = (1 + Decimal(worst["membership_advantage"])) / 2
     return {
         "per_client": rows,
         "against": next(a.who for a in d.adversaries if a.id == d.worst_row),
         "best_guess_at_even_odds": str(right.quantize(Decimal("0.0001"), ROUND_CEILING)),
         "plain_words": [
-            "Somebody who sees everything that was released tries to tell whether one given record was in the "
-            f"training data, and knew nothing before: such a guess is right in at most {_of_hundred(right)} of 100 "
+            f"Somebody who sees everything that was released tries to tell whether {_question(d)}, "
+            f"and knew nothing before: such a guess is right in at most {_of_hundred(right)} of 100 "
             "cases; a coin is right in 50.",
             "The best possible test is right more often than wrong by at most "
             f"{worst['membership_advantage']} (0 is guessing, 1 is certainty).",
             "If that test accuses one person in a hundred wrongly, it finds at most "
-            f"{_of_hundred(Decimal(worst['tpr_at_1_percent_fpr']))} of 100 people who really were in the data.",
-            f"The guarantee may fail outright with probability at most {d.privacy['delta']} per record: at most "
-            f"{plain(d.delta * d.privacy['max_records'])} records expected among {d.privacy['max_records']}.",
+            f"{_of_hundred(Decimal(worst['tpr_at_1_percent_fpr']))} of 100 {_people(d)}.",
+            f"The guarantee may fail outright with probability at most {d.privacy['delta']} per {d.privacy['unit']}: "
+            f"at most {plain(d.delta * units)} {d.privacy['unit']}s expected among {units}.",
         ],
         "source": "the whole privacy-loss distribution, not one pair (ε, δ)",
     }
+
+
+def _question(d: Derived) -> str:
+    if d.privacy["unit"] == "client":
+        return "one given client's data were in a sum, or zeros in their place"
+    return "one given record was in the training data"
+
+
+def _people(d: Derived) -> str:
+    return (
+        "clients whose data really were in it"
+        if d.privacy["unit"] == "client"
+        else "people who really were in the data"
+    )
 
 
 def _risk_of(d: Derived, client: int) -> dict[str, Any]:

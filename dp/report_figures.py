@@ -1,6 +1,6 @@
 """The facts of a report, parsed once, with the figures that several groups need; and how figures are written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
@@ -9,6 +9,7 @@ from typing import Any
 
 from dp import accountant
 from dp.accountant import ABOVE_CEILING, Accounting
+from dp.client_level import norm_bound
 from dp.errors import UnsupportedMechanismError
 from dp.events import SampledGaussian, event_tree, parse
 from dp.ledger import CHARGE, Charge
@@ -20,6 +21,7 @@ Group = dict[str, Any]
 NOT_MEASURED = "not measured"
 NO_CERTIFICATE = "no certificate: too little noise"
 ADJACENCY = {"add-or-remove-one": "add/remove", "zero-out": "zero-out"}
+IN_SHARES = ("R2", "C")  # protocols whose noise is a sum of many clients' shares
 _FOUR = Decimal("0.0001")
 
 
@@ -44,7 +46,7 @@ class Derived:
         }
         self.charges = {k: tuple(charge for _, charge in rows) for k, rows in self.rows.items()}
         self.releases = {k: self._releases(k) for k in self.names}
-        self.mechanisms = {k: accountant.mechanisms([m for m, _ in self.releases[k]]) for k in self.names}
+        self.mechanisms = {k: self._account([m for m, _ in self.releases[k]]) for k in self.names}
         self.accounting: dict[int, Accounting] = {
             k: accountant.epsilon(m, self.delta, prv=prv) for k, m in self.mechanisms.items()
         }
@@ -66,10 +68,13 @@ class Derived:
         attempts = sum(client in r["shared"] for r in self.facts["rounds"])
         return ((parse(planned_event(self.manifest)), True),) * attempts
 
+    def _account(self, releases: Sequence[SampledGaussian]) -> tuple[SampledGaussian, ...]:
+        return accountant.mechanisms(accountant.in_unit(releases, self.privacy["unit"]))
+
     def against(self, row: str, client: int) -> tuple[SampledGaussian, ...]:
         """The client's mechanisms with the noise that this adversary does not know."""
         adversary = next(a for a in self.adversaries if a.id == row)
-        return accountant.mechanisms([adversary.sees(m, own) for m, own in self.releases[client]])
+        return self._account([adversary.sees(m, own) for m, own in self.releases[client]])
 
     def _epsilon_against(self, adversary: Adversary, client: int) -> str:
         """ε of a client's records against an adversary, or why there is none."""
@@ -105,12 +110,22 @@ class Derived:
 def planned_event(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The event tree that one attempt under this manifest must be charged as."""
     p, aggregation = manifest["privacy"], manifest["aggregation"]
+    shares = aggregation["min_cohort"] - aggregation["max_corrupt"] if p["protocol"] in IN_SHARES else 1
+    if p["protocol"] == "C":
+        return event_tree(
+            SampledGaussian(1, Fraction(1), p["noise_steps"], sensitivity_steps(manifest), shares, unit="client")
+        )
     probability = Fraction(p["sampling_numerator"], p["sampling_denominator"])
-    shares = aggregation["min_cohort"] - aggregation["max_corrupt"] if p["protocol"] == "R2" else 1
     steps = manifest["training"]["local_steps"]
     return event_tree(
         SampledGaussian(steps, probability, p["noise_steps"], p["clip_steps"], shares, p["records_per_person"])
     )
+
+
+def sensitivity_steps(manifest: Mapping[str, Any]) -> int:
+    """L2 norm by which one unit moves what is noised, at most."""
+    clip: int = manifest["privacy"]["clip_steps"]
+    return norm_bound(clip, vector_length(manifest)) if manifest["privacy"]["protocol"] == "C" else clip
 
 
 def iso(unix: int) -> str:

@@ -128,12 +128,16 @@ def _randomness(d: Derived) -> Group:
     bits = 64 // a["slots_per_word"]
     return {
         "generator": "AES-256-CTR, seeded from the operating system in each client, never logged",
-        "draws": ["Poisson sample", "discrete Gaussian noise"],
+        "draws": ["conditional stochastic rounding", "discrete Gaussian noise"]
+        if d.privacy["protocol"] == "C"
+        else ["Poisson sample", "discrete Gaussian noise"],
         "noise": "exact discrete Gaussian, the last step before the optimiser; no clamp and no rounding after it"
         if d.privacy["protocol"] == "R1"
         else "exact discrete Gaussian shares, the last step before packing; no clamp and no rounding after it",
         "torch_generator": "used for nothing in a privacy claim",
-        "floating_point": "per-record gradients are floats; the clip norm is checked again in integers",
+        "floating_point": "the update is floats; its norm is checked again in integers after rounding"
+        if d.privacy["protocol"] == "C"
+        else "per-record gradients are floats; the clip norm is checked again in integers",
         "headroom": {
             "slot_bits": bits,
             "largest_value_of_one_client": a["bound"],

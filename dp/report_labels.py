@@ -15,6 +15,7 @@ LABELS = {
     "epsilon_of_this_task_alone": "ε of this task alone",
     "epsilon_of_everything": "ε of everything",
     "delta": "δ",
+    "epsilon_per_record": "ε of one record, add/remove, at the same δ",
     "macro_f1": "macro-F1",
     "auc": "AUC",
     "auc_difference": "difference in AUC",

@@ -165,7 +165,7 @@ _MECHANISM: dict[str, Schema] = {
         sampling_numerator=integer("numerator of q", 1),
         sampling_denominator=integer("denominator of q", 1),
     ),
-    "local_steps_per_round": integer("noised steps between two aggregations", 1),
+    "local_steps_per_round": integer("gradient steps between two aggregations", 1),
     "rounds_planned": integer("rounds", 1),
     "public_divisor": integer("divisor of the summed gradient: a constant", 1),
     "after_the_noise": text("what follows"),
@@ -249,6 +249,19 @@ _ACCOUNTING: dict[str, Schema] = {
         accountants=array(
             obj("accountant", name=text("which"), epsilon=text("its ε"), role=text("what it must do")), "held together"
         ),
+    ),
+    "record_level": either(
+        obj(
+            "of client-level releases: what the same charges mean for one record",
+            unit=text("another unit than the headline's"),
+            adjacency=text("another adjacency than the headline's"),
+            sensitivity_steps=integer("how far one record moves a sum at most, in grid steps", 1),
+            per_client=array(
+                obj("one client", client_id=_CLIENT, name=_NAME, epsilon_per_record=_EPSILON), "ε of one record"
+            ),
+            why=text("why"),
+        ),
+        _NOTHING,
     ),
     "enforced": _TEXTS,
     "tested": _TEXTS,

@@ -1,9 +1,9 @@
 """Who could learn something, and how much noise stands between them and a record: the rows of the trust table.
 
 A row is an adversary with the number of noise shares that it does not know. Under R1 each client adds the whole noise
-alone: one share of one, for everybody. Under R2 the noise is the sum of shares, and who knows or strips off some of
-them sees less: the row's standard deviation is that of the remaining shares, rounded down to whole grid steps. The part
-of δ that is kept for refusals (SPEC 10.8) is kept in every row.
+alone: one share of one, for everybody. Under R2 and C the noise is the sum of shares, and who knows or strips off some
+of them sees less: the row's standard deviation is that of the remaining shares, rounded down to whole grid steps. The
+part of δ that is kept for refusals (SPEC 10.8) is kept in every row.
 """
 
 from collections.abc import Mapping
@@ -58,8 +58,9 @@ def adversaries(manifest: Mapping[str, Any]) -> tuple[Adversary, ...]:
     """The rows for this manifest, in the order in which people read them."""
     a = manifest["aggregation"]
     cohort, corrupt = a["min_cohort"], a["max_corrupt"]
-    counted = cohort - corrupt if manifest["privacy"]["protocol"] == "R2" else 1
-    every, others = "the records of every silo", "the records of every silo but its own"
+    counted = cohort - corrupt if manifest["privacy"]["protocol"] in ("R2", "C") else 1
+    every = "the data of every client" if manifest["privacy"]["protocol"] == "C" else "the records of every silo"
+    others = f"{every} but its own"
     colluders = "1 client" if corrupt == 1 else f"{corrupt} clients"
 
     def shares(unknown: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.objective import CLASSIFICATION, Batch, Dataset, Objective, Records
@@ -39,6 +40,7 @@ OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] 
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
+NOT_FINITE: Final = "E227"  # code of a gradient that is not finite, where nothing clips it
 _CPU_BLOCK: Final = 2**18  # gradient entries per pass of `bounded_rows`: in cache, three times as fast as all at once
 _GPU_BLOCK: Final = 2**26
 _CLIP_ROOM = 2.0**-19  # relative; more than the float32 error of a norm, so that rows at the clip norm are not dropped
@@ -56,6 +58,7 @@ class DpSgdPlan:
     optimizer: str  # a key of OPTIMIZERS; its state lives for one call of `train`
     learning_rate: float
     max_physical_batch: int = 128  # records per forward pass: speed and memory only, no part of the result's law
+    client: ClientMechanism | None = None  # protocol C: what the caller puts the whole update through, trained plainly
     proximal: float = 0.0  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise
 
     def __post_init__(self) -> None:
@@ -181,7 +184,7 @@ def _plain_sum(losses: _Losses, parameters: Sequence[Tensor], batches: Iterator[
     total = torch.cat([part.reshape(-1).double() for part in parts])
     if not bool(torch.isfinite(total).all()):
         do = "lower the learning rate, or look for broken records"
-        raise PrivacyError("the gradient is not finite", expected="finite numbers", do=do, code="E227")
+        raise PrivacyError("the gradient is not finite", expected="finite numbers", do=do, code=NOT_FINITE)
     return total
 
 

@@ -28,6 +28,7 @@ from dp.errors import AuditError
 from dp.events import SampledGaussian
 from dp.mechanism import GaussianMechanism
 from dp.sampling import SEED_BYTES, Csprng
+from ffm.audit_client_level import check_client_level
 from ffm.audit_encoding import check_encoding
 from ffm.audit_leakage import check_leakage
 from ffm.audit_model import Planted, check_generator, check_membership, check_model, check_processes
@@ -38,6 +39,7 @@ from ffm.data import read_records
 from ffm.demo import prepare
 from ffm.learner import plan_of
 from ffm.models import locate
+from ffm.plan import client_mechanism
 from ffm.site import MANIFEST, Site, load_site
 from ffm.task import example_settings, load_settings
 from protocol.manifest import Manifest
@@ -73,11 +75,18 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
         raise AuditError(
             "a task without differential privacy has no privacy claim to audit",
             found=f"protocol {manifest.privacy.protocol}",
-            expected="R1 or R2",
+            expected="R1, R2 or C",
             do="set privacy.protocol in the task's settings",
             code="E702",
         )
     rng = Csprng(seed.to_bytes(SEED_BYTES, "big"))
+    if manifest.privacy.protocol == "C":
+        say("planted updates through clip, grid and noise, and sums of the smallest cohort")
+        draws = (effort.noise_values, effort.round_values)
+        findings = guarded("client", lambda: check_client_level(manifest, draws, rng))
+        say("ledger, budget and accountant")
+        findings += guarded("books", lambda: _books(subject))
+        return AuditResult(describe(subject, seed), (*findings, *check_encoding(manifest.secagg_params(), rng.take)))
     claimed = claim_of(manifest)
     canaries = CanaryTraining.of(manifest.adapter, plan_of(manifest))
     say("planted records through the training loop")
@@ -138,6 +147,10 @@ def _model(subject: Subject, claimed: Claimed, rng: Csprng) -> list[Finding]:
 
 def claim_of_books(manifest: Manifest) -> Claim:
     """What a client charges, and what its training process runs, both by the code that does it."""
+    if manifest.privacy.protocol == "C":
+        c = client_mechanism(manifest)
+        running = SampledGaussian(1, Fraction(1), c.noise_steps, c.sensitivity, honest_shares(manifest), unit="client")
+        return Claim(partial(round_charge, manifest), budget_of(manifest), running, manifest.privacy.max_records)
     plan = plan_of(manifest)
     m = claim_of(manifest).mechanism if plan.mechanism is None else plan.mechanism
     q, person = Fraction(plan.sampling_numerator, plan.sampling_denominator), manifest.privacy.records_per_person

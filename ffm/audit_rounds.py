@@ -27,7 +27,7 @@ _TOGETHER = 16  # rounds of which every pair is compared
 def honest_shares(manifest: Manifest) -> int:
     """Shares that every opened sum holds, worked out here: the smallest sum without its corrupt members; R1: one."""
     a = manifest.aggregation
-    return a.min_cohort - a.max_corrupt if manifest.privacy.protocol == "R2" else 1
+    return a.min_cohort - a.max_corrupt if manifest.privacy.protocol in ("R2", "C") else 1
 
 
 def check_rounds(manifest: Manifest, values: int, rng: Csprng) -> list[Finding]:

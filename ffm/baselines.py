@@ -119,7 +119,7 @@ class Bench:
 
     def _run(self, name: str, sites: Sequence[Dataset], rng: Csprng, private: bool) -> Comparison:
         learner, vector = self.start()
-        federation = Federation(learner, tuple(sites), initial_model(vector, self.manifest))
+        federation = Federation(learner, tuple(sites), initial_model(vector, self.manifest), learner.personal())
         model = federation.federated(rng, private)
         load_flat(learner.model, self.manifest.adapter, parameters_of(model, self.manifest))
         return self._comparison(name, learner.model, federation.samples())

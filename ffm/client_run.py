@@ -48,14 +48,14 @@ Event = Callable[[dict[str, Any]], None]
 
 
 def round_charge(manifest: Manifest, round_: int, attempt: int) -> LedgerCharge:
-    """What one attempt of this manifest costs: `local_steps` sampled Gaussian steps, charged once."""
+    """What one attempt of this manifest costs, charged once."""
     event = event_tree(attempt_mechanism(manifest))
     return LedgerCharge(manifest.task, manifest.digest().hex(), round_, attempt, event)
 
 
 def budget_of(manifest: Manifest) -> Budget:
     """The budget that the owner signed."""
-    return Budget(Decimal(manifest.privacy.epsilon), Decimal(manifest.privacy.delta))
+    return Budget(Decimal(manifest.privacy.epsilon), Decimal(manifest.privacy.delta), manifest.privacy.unit)
 
 
 def statement_body(setup: ClientSetup, ledger: PrivacyLedger) -> dict[str, Any]:
@@ -265,9 +265,9 @@ class ClientRun:
 
     def _encode(self, update: Update) -> Framed:
         """Fixed point with unbiased rounding; NaN and out-of-range values are refused here, before anything is sent.
-        Integers of protocol R2 are encoded as they are: nothing may come after the noise."""
+        Integers with a share of the noise are encoded as they are: nothing may come after it."""
         params = self._setup.params
-        if self._setup.manifest.privacy.protocol == "R2":
+        if self._setup.manifest.noise_in_shares:
             return Framed(frame(integers_only(update), params), params)
         return frame_real(reals_only(update), params, Csprng.from_os().take)
 

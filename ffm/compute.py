@@ -47,8 +47,8 @@ class HalfPrecision:
 
 def prepared(model: nn.Module, base: PreTrainedModel, manifest: Manifest, compute: Compute) -> None:
     """Make `model` compute as the site wants. Raises TrainingProcessError E525 for what would not be the same."""
-    private = manifest.privacy.protocol != "none"
-    if private and compute.precision != "float32" and compute.physical_batch != 1:
+    of_records = manifest.privacy.protocol in ("R1", "R2")
+    if of_records and compute.precision != "float32" and compute.physical_batch != 1:
         raise TrainingProcessError(
             "in half precision a record's gradient depends on its neighbours in the pass, which DP does not allow",
             found=f"{compute.physical_batch or 'a chosen number of'} records a pass",

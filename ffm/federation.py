@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from dp.errors import UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.objective import Dataset
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan
-from ffm.adapters import load_flat
+from ffm.adapters import AggregationError, Vector, aggregation_error, load_flat
 from ffm.data import Record
-from ffm.learner import Learner, plan_of
+from ffm.errors import AdapterError
+from ffm.learner import Learner, Update, plan_of
 from ffm.scores import Reals
 from ffm.step import Model, initial_model, next_model, parameters_of
 from ffm.tasks import Scores
@@ -31,10 +33,19 @@ from ffm.tasks.finetune import predict
 from protocol.manifest import Manifest
 
 OnRound = Callable[[int, Model], None]
+OnUpdates = Callable[[Model, Sequence[Update], Sequence[Vector]], None]  # parameters before; personal tensors after
 
 
-def _ignore(round_: int, model: Model) -> None:
+def _ignore(*_: object) -> None:
     """Nobody looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Personalised:
+    """The shared model, and the personal tensors of every site beside it."""
+
+    model: Model = field(repr=False)
+    personal: tuple[Vector, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Federation:
     learner: Learner
     sites: tuple[Dataset, ...] = field(repr=False)
     start: Model = field(repr=False)
+    personal_start: Vector = field(repr=False)  # of the tensors that stay at a site; mostly empty
 
     @classmethod
     def load(cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]]) -> "Federation":
@@ -54,7 +66,7 @@ class Federation:
     def of(cls, learner: Learner, sites: Sequence[Sequence[Record]]) -> "Federation":
         """The records of every site for a learner that stands at its start."""
         start = initial_model(learner.initial(), learner.manifest)
-        return cls(learner, tuple(learner.tensors(site) for site in sites), start)
+        return cls(learner, tuple(learner.tensors(site) for site in sites), start, learner.personal())
 
     @property
     def manifest(self) -> Manifest:
@@ -62,35 +74,62 @@ class Federation:
         return self.learner.manifest
 
     def federated(self, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
-        """All sites, every round."""
-        return self._learn(self.sites, self._plan(private), rng, on_round)
+        """All sites, every round. What is personal stays at the sites: see `personalised`."""
+        return self._learn(self.sites, self._plan(private), rng, on_round).model
+
+    def personalised(self, rng: Csprng, private: bool = True) -> Personalised:
+        """As federated, with what each site keeps."""
+        return self._learn(self.sites, self._plan(private), rng)
+
+    def aggregation_errors(self, rng: Csprng, private: bool = True) -> tuple[AggregationError, ...]:
+        """Of every round: what averaging does to the products of the sites' matrices.
+
+        Raises AdapterError E507 under R2, whose sites have no adapters of their own: their gradients are summed.
+        """
+        if self.manifest.privacy.protocol == "R2":
+            what = "sites that sum gradients have no adapters of their own to average"
+            raise AdapterError(what, found="R2", expected="R1, C or none", code="E507")
+        found: list[AggregationError] = []
+        adapter, scale = self.manifest.adapter, float(self.manifest.aggregation.scale)
+
+        def measure(parameters: Model, updates: Sequence[Update], personal: Sequence[Vector]) -> None:
+            differences = [u / scale if u.dtype == np.int64 else u for u in updates]
+            shared = [(parameters + d).astype(np.float32) for d in differences]
+            found.append(aggregation_error(self.learner.model, adapter, list(zip(shared, personal, strict=True))))
+
+        self._learn(self.sites, self._plan(private), rng, on_updates=measure)
+        return tuple(found)
 
     def local_noise(self, rng: Csprng) -> Model:
         """As federated, but every site adds the whole noise."""
-        return self._learn(self.sites, replace(self._plan(True), mechanism=self._mechanism()), rng, _ignore)
+        return self._learn(self.sites, replace(self._plan(True), mechanism=self._mechanism()), rng).model
 
     def centralised(self, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """The union of the records at one place. Under R1 and none a client divides by what one site expects."""
-        plan = self._plan(private)
-        if plan.mechanism is not None:
-            plan = replace(plan, mechanism=self._mechanism())
+        plan = self._plan_of_one(private)
         if self.manifest.privacy.protocol != "R2":
             plan = replace(plan, expected_batch=plan.expected_batch * len(self.sites))
-        return self._learn((union(self.sites),), plan, rng, on_round)
+        return self._learn((union(self.sites),), plan, rng, on_round).model
 
     def alone(self, site: int, rng: Csprng, private: bool = True) -> Model:
         """One site, from 0, by itself."""
-        plan = self._plan(private)
-        if plan.mechanism is not None:
-            plan = replace(plan, mechanism=self._mechanism())
-        return self._learn((self.sites[site],), plan, rng, _ignore)
+        return self._learn((self.sites[site],), self._plan_of_one(private), rng).model
 
-    def scores(self, model: Model, test: Dataset) -> Scores:
-        """How the task judges `model`."""
+    def scores(self, model: Model, test: Dataset, personal: Vector | None = None) -> Scores:
+        """How the task judges `model`, with a site's personal tensors or, without them, with those of the start."""
+        self.learner.put_personal(self.personal_start if personal is None else personal)
         return self.learner.scores(parameters_of(model, self.manifest), test)
+
+    def site_scores(self, trained: Personalised, tests: Sequence[Dataset]) -> tuple[tuple[Scores, Scores], ...]:
+        """For each site the global model and the site's own, side by side, on the site's test set."""
+        return tuple(
+            (self.scores(trained.model, test), self.scores(trained.model, test, personal))
+            for personal, test in zip(trained.personal, tests, strict=True)
+        )
 
     def odds(self, model: Model, records: Sequence[Record]) -> Reals:
         """Log odds of the second of two labels, one per record."""
+        self.learner.put_personal(self.personal_start)
         load_flat(self.learner.model, self.manifest.adapter, parameters_of(model, self.manifest))
         logits = predict(self.learner.model, self.learner.tensors(records)).astype(np.float64)
         return np.asarray(logits[:, 1] - logits[:, 0])
@@ -103,25 +142,55 @@ class Federation:
 
     def _plan(self, private: bool) -> DpSgdPlan:
         plan = plan_of(self.manifest)
-        return plan if private else replace(plan, mechanism=None)
+        return plan if private else replace(plan, mechanism=None, client=None)
+
+    def _plan_of_one(self, private: bool) -> DpSgdPlan:
+        """Raises AdapterError E507 where something is personal: alone, a party shares all of it with itself."""
+        if self.manifest.adapter.personal:
+            raise AdapterError(
+                "one party alone has no personal tensors",
+                found=f"{self.manifest.adapter.method} with {len(self.manifest.adapter.personal)} of them",
+                expected="a method that shares all",
+                do="compare with lora, without personal_head: it trains the same tensors",
+                code="E507",
+            )
+        plan = self._plan(private)
+        if plan.mechanism is None and plan.client is None:
+            return plan
+        return replace(plan, mechanism=self._mechanism())
 
     def _mechanism(self) -> GaussianMechanism:
-        """The whole noise in one place."""
+        """The whole noise in one place. Raises UnsupportedMechanismError under C: one party has no whole clients."""
         p = self.manifest.privacy
+        if p.protocol == "C":
+            found = "one place"
+            raise UnsupportedMechanismError("client-level noise is for many clients", found=found, expected="R1 or R2")
         return GaussianMechanism(p.scale, p.clip_steps, p.noise_steps, 1)
 
-    def _learn(self, sites: Sequence[Dataset], plan: DpSgdPlan, rng: Csprng, on_round: OnRound) -> Model:
-        model = self.start
+    def _learn(
+        self,
+        sites: Sequence[Dataset],
+        plan: DpSgdPlan,
+        rng: Csprng,
+        on_round: OnRound = _ignore,
+        on_updates: OnUpdates = _ignore,
+    ) -> Personalised:
+        model, personal = self.start, [self.personal_start] * len(sites)
         scale = float(self.manifest.aggregation.scale)
         for round_ in range(1, self.manifest.training.rounds + 1):
             parameters = parameters_of(model, self.manifest)
             total = np.zeros(len(parameters), dtype=np.int64)
-            for site in sites:
+            updates = []
+            for place, site in enumerate(sites):
+                self.learner.put_personal(personal[place])
                 update = self.learner.update(parameters, site, plan, rng, round_)
+                personal[place] = self.learner.personal()
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)
+                updates.append(update)
+            on_updates(parameters, updates, personal)
             model = next_model(model, total, len(sites), self.manifest)
             on_round(round_, model)
-        return model
+        return Personalised(model, tuple(personal))
 
 
 def union(sites: Sequence[Dataset]) -> Dataset:

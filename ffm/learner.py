@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
-from dp.training import DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
 from ffm.adapters import (
     build_from_spec,
     check_vector,
@@ -31,6 +32,7 @@ from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
 from ffm.local_setup import CPU, Compute
 from ffm.models import check_context, load_tokenizer, vocabulary
+from ffm.plan import client_mechanism
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -46,7 +48,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
     """The training plan of one round, from the signed manifest alone."""
     training, privacy = manifest.training, manifest.privacy
     mechanism = None
-    if privacy.protocol != "none":
+    if privacy.protocol in ("R1", "R2"):
         shares = manifest.noise_shares
         mechanism = GaussianMechanism(privacy.scale, privacy.clip_steps, privacy.noise_steps, shares)
     return DpSgdPlan(
@@ -58,6 +60,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         max_physical_batch=min(PHYSICAL_BATCH, max(1, _ENTRIES // manifest.adapter.size)),
+        client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
 
@@ -107,28 +110,39 @@ class Learner:
         return self.task.tensors(self.tokenizer, records, self.manifest.training)
 
     def update(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, round_: int) -> Update:
-        """One round: start at `vector`, train by `plan`, give trained minus global (float32); under protocol R2 the
-        noised sum of gradients at `vector` (int64, in grid steps). Raises on NaN or wrong shapes."""
+        """One round: start at `vector`, train by `plan`, give trained minus global (float32); in grid steps (int64)
+        under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
+        wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
-        objective: Objective = self.task
-        if self.compute.precision != "float32":
-            objective = HalfPrecision(self.task, torch.device(self.compute.device).type)
         plan = replace(plan, max_physical_batch=self.compute.physical_batch or self._fitting(plan, dataset))
+        objective = self._objective()
         with only_moving(self.model, self.manifest.adapter, round_) as moving:
             if self.manifest.privacy.protocol == "R2":
                 if plan.mechanism is not None:
-                    total = np.zeros(len(vector), dtype=np.int64)  # what stands still has no gradient and no noise
-                    total[moving] = noised_sum(self.model, dataset, plan, rng, objective)
-                    return total
+                    return _spread(noised_sum(self.model, dataset, plan, rng, objective), moving)
                 plan = replace(plan, learning_rate=1.0)
+            if plan.client is not None:
+                change = self.plain_change(vector, dataset, plan, rng)
+                return _spread(plan.client.privatize(change[moving], rng), moving)
             train(self.model, dataset, plan, rng, objective)
-        change: Vector = flatten(self.model, self.manifest.adapter) - vector
+        change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
             return np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale).astype(
                 np.int64
             )
         return change
+
+    def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:
+        """Trained minus global, un-noised, from a model that stands at `vector`; NaN where training broke down, which
+        nobody outside may see."""
+        try:
+            train(self.model, dataset, plan, rng, self._objective())
+        except PrivacyError as error:
+            if error.code != NOT_FINITE:
+                raise
+            return np.full_like(vector, np.nan)
+        return flatten(self.model, self.manifest.adapter) - vector
 
     def _fitting(self, plan: DpSgdPlan, dataset: Dataset) -> int:
         """Records of a pass whose logits fit into memory as well."""
@@ -139,3 +153,15 @@ class Learner:
         """How the task judges the model at `vector`."""
         load_flat(self.model, self.manifest.adapter, vector)
         return self.task.scores(self.model, test)
+
+    def _objective(self) -> Objective:
+        if self.compute.precision == "float32":
+            return self.task
+        return HalfPrecision(self.task, torch.device(self.compute.device).type)
+
+
+def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:
+    """Into the whole flat vector: what stands still in this round has no update and no noise."""
+    total = np.zeros(len(moving), dtype=np.int64)
+    total[moving] = values
+    return total

@@ -24,15 +24,15 @@ class Trainer(Protocol):
     """What trains: `ffm.training_process.TrainingProcess`."""
 
     async def train(self, round_: int, parameters: Model) -> Update:
-        """The update of one round: the difference of the trainable parameters, float32, noised where promised; under
-        protocol R2 the noised sum of gradients, int64, in grid steps."""
+        """The update of one round: the difference of the trainable parameters, float32, noised where promised; where
+        noise comes in shares integers in grid steps, int64: noised sum of gradients (R2), noised difference (C)."""
 
     async def keep(self, round_: int) -> None:
         """The round is paid for: what its training made of the personal tensors is this site's from now on."""
 
 
 def integers_only(update: Update) -> NDArray[np.int64]:
-    """The update of protocol R2, or LocalProtocolError: reals would have to be rounded after the noise."""
+    """The update where noise comes in shares, or LocalProtocolError: reals would have to be rounded after the noise."""
     return _of_type(np.int64, update)
 
 

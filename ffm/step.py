@@ -66,8 +66,8 @@ def parameters_of(model: Model, manifest: Manifest) -> Model:
 def next_model(model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest) -> Model:
     """The model after a sum over `count` clients; piece by piece, without full float64 copies. SPEC 7.7.
 
-    The mean update is total / (scale * count) of differences (R1, none), or -learning_rate / (scale * expected_batch)
-    times the total of gradients (R2), whose divisor is public.
+    The mean update is total / (scale * count) of differences (R1, C, none) by the number of clients in the sum, which
+    is public, or -learning_rate / (scale * expected_batch) times the total of gradients (R2), whose divisor is public.
     """
     training, size = manifest.training, manifest.adapter.size
     factor, divisor = 1.0, float(manifest.aggregation.scale * count)

@@ -78,7 +78,7 @@ class ModelSettings(StrictModel):
 class PrivacySettings(StrictModel):
     """The budget and what it rests on."""
 
-    protocol: Annotated[str, Field(pattern="^(R1|R2|none)$")]
+    protocol: Annotated[str, Field(pattern="^(R1|R2|C|none)$")]
     epsilon: DecimalString
     delta: DecimalString
     max_records: Positive
@@ -200,6 +200,12 @@ def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:
         raise _invalid("the assurance cannot be had", error) from None
 
 
+def planned_releases(manifest: Manifest, spare_rounds: int) -> SampledGaussian:
+    """Everything that a task may release, rounds that are tried again included."""
+    attempt = attempt_mechanism(manifest)
+    return replace(attempt, count=attempt.count * (manifest.training.rounds + spare_rounds))
+
+
 def check_budget(privacy: PrivacySpec, planned: SampledGaussian) -> None:
     """Refuse a plan whose gradient steps would cost more than the budget (DataError E516).
 
@@ -269,8 +275,8 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
     privacy = PrivacySpec.model_validate(
         {
             "protocol": settings.privacy.protocol,
-            "unit": "record",
-            "adjacency": "add-or-remove-one",
+            "unit": "client" if settings.privacy.protocol == "C" else "record",
+            "adjacency": "zero-out" if settings.privacy.protocol == "C" else "add-or-remove-one",
             "records_per_person": settings.privacy.records_per_person,
             "sampling_numerator": rate.numerator,
             "sampling_denominator": rate.denominator,
@@ -302,8 +308,7 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         aggregation=aggregation,
     )
     refuse(manifest.adapter, training, privacy)
-    steps = (chosen.rounds + settings.privacy.spare_rounds) * chosen.local_steps
-    check_budget(privacy, replace(attempt_mechanism(manifest), count=steps))
+    check_budget(privacy, planned_releases(manifest, settings.privacy.spare_rounds))
     return manifest
 
 

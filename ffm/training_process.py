@@ -99,13 +99,14 @@ class TrainingProcess:
                 data, E503, E505 and E507 adapter, E509 personal tensors, E524 and E525 device, E531 and E532 task);
                 E521 if the process ended.
         """
-        self._integers = parse_model(Manifest, "manifest", manifest).privacy.protocol == "R2"
+        self._integers = parse_model(Manifest, "manifest", manifest).noise_in_shares
         header, body = await self._request({"op": "load", **setup.header()}, manifest)
         initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
 
     async def train(self, round: int, vector: npt.NDArray[np.float32]) -> Update:
-        """Local update of one round: trained minus `vector` (float32, flat), same shape; under protocol R2 integers.
+        """Local update of one round: trained minus `vector` (float32, flat), same shape; where noise comes in shares
+        integers.
 
         Raises:
             TrainingProcessError: E503 or E504 for a vector that does not fit or is not finite, E522 before `load`,

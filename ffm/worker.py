@@ -6,8 +6,9 @@ It speaks `ffm.frames` on standard input and output, one request at a time:
            has checked. Answers tensors, parameters, records (a count that stays on this machine), and as body the
            initial flat vector.
     train  header: round; body: the global parameters, float32 little-endian. Answers the local update, trained minus
-           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocol R2 it
-           answers the integer sum of clipped gradients with a share of the noise, int64 little-endian.
+           global, in the same form; under protocol R1 it is post-processing of noised steps. Under protocols R2
+           and C it answers integers with a share of the noise, int64 little-endian: the sum of clipped gradients; the
+           clipped and rounded update.
     keep   header: round, whose training is paid for: the personal tensors that it left are this site's from now on.
            They are never in an answer.
 
@@ -34,7 +35,7 @@ from dp.errors import PrivacyError
 from dp.objective import Dataset
 from dp.sampling import Csprng
 from ffm import frames
-from ffm.errors import DataError, TrainingProcessError
+from ffm.errors import AdapterError, DataError, TrainingProcessError
 from ffm.learner import Learner, Update, plan_of
 from ffm.local_setup import LocalSetup
 from ffm.models import offline, verify_base_model
@@ -81,7 +82,12 @@ class LocalTraining:
         """One round by the manifest's plan; see `Learner.update`."""
         self.learner.put_personal(self.personal.kept)
         update = self.learner.update(vector, self.dataset, plan_of(self.learner.manifest), self.rng, round_)
-        self.personal.propose(round_, self.learner.personal())
+        try:
+            self.personal.propose(round_, self.learner.personal())
+        except AdapterError:  # not finite
+            if self.learner.manifest.privacy.protocol != "C":
+                raise
+            self.personal.propose(round_, self.personal.kept)  # that training broke down is seen by nobody
         return update
 
 

@@ -7,12 +7,13 @@ Integers and decimal strings only: every number inside a privacy claim is exact.
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from math import ceil, isqrt, prod
+from math import ceil, prod
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from protocol import signed
+from protocol.bounds import LEAST_CLIENTS, MAX_SENSITIVITY, root_above, rounded_norm
 from protocol.roster import Hex32, StrictModel, exactly, parse_model
 from secagg.encoding import SlotEncoding
 from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST
@@ -31,6 +32,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 _LN2 = Fraction(694, 1000)  # rounded up
+_FAIL = 81 * _LN2
 
 
 class FileDigest(StrictModel):
@@ -119,16 +121,17 @@ class TrainingSpec(StrictModel):
 
 class PrivacySpec(StrictModel):
     """Protocols of DP, SPEC 10. R1: every client noises every step alone. R2: each client sums the clipped gradients of
-    one sample and adds a share of the noise; only the sum over `min_cohort` clients or more is ever opened.
+    one sample and adds a share of the noise; only the sum over `min_cohort` clients or more is ever opened. C: each
+    client clips its whole update and adds a share.
 
-    All quantities in integer grid steps: clip norm C = clip_steps / scale; noise standard deviation of one step (R2: in
-    the sum, whatever `max_corrupt` clients do) = noise_steps / scale; noise multiplier = noise_steps / clip_steps;
-    sampling probability = numerator / denominator.
+    All quantities in integer grid steps: clip norm C = clip_steps / scale; noise standard deviation of one step (R2, C:
+    in the sum, whatever `max_corrupt` clients do) = noise_steps / scale; noise multiplier = noise_steps /
+    `Manifest.sensitivity_steps`; sampling probability = numerator / denominator (C: of local training alone).
     """
 
-    protocol: Literal["R1", "R2", "none"]
-    unit: Literal["record"]
-    adjacency: Literal["add-or-remove-one"]
+    protocol: Literal["R1", "R2", "C", "none"]
+    unit: Literal["record", "client"]
+    adjacency: Literal["add-or-remove-one", "zero-out"]
     records_per_person: Annotated[int, Field(ge=1, le=64)]  # K, over all silos
     sampling_numerator: Positive
     sampling_denominator: Positive
@@ -141,11 +144,6 @@ class PrivacySpec(StrictModel):
     people_in_several_silos: Literal["none", "within-bound"]  # declared by the owner; within K records in all
 
     @property
-    def noise_multiplier(self) -> Fraction:
-        """Standard deviation of the noise over the clip norm."""
-        return Fraction(self.noise_steps, self.clip_steps)
-
-    @property
     def sampling_probability(self) -> Fraction:
         """Poisson inclusion probability, a public constant of the manifest."""
         return Fraction(self.sampling_numerator, self.sampling_denominator)
@@ -156,6 +154,11 @@ class PrivacySpec(StrictModel):
             raise ValueError("sampling probability above 1")
         if self.people_in_several_silos == "within-bound" and (self.protocol != "R2" or self.records_per_person < 2):
             raise ValueError("people in several silos are within a bound of at least 2 records, and under R2 only")
+        claim = ("client", "zero-out") if self.protocol == "C" else ("record", "add-or-remove-one")
+        if (self.unit, self.adjacency) != claim:
+            raise ValueError(f"the unit of protocol {self.protocol} is the {claim[0]}, its adjacency {claim[1]}")
+        if self.protocol == "C" and self.records_per_person != 1:
+            raise ValueError("the unit of C is a whole client: records_per_person must be 1")
         if self.protocol != "none":
             if self.noise_steps < 100:
                 raise ValueError("noise_steps below 100: the integer noise is too coarse for the certificate")
@@ -226,50 +229,74 @@ class Manifest(StrictModel):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"two entries with one {what} name")
-        if self.privacy.protocol == "R2":
+        if self.privacy.protocol == "R2" and (self.training.local_steps, self.training.optimizer) != (1, "sgd"):
+            raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
+        if self.privacy.protocol == "R2" and self.adapter.personal:
+            raise ValueError("R2 has no personal tensors: a client would train them with its share of the noise alone")
+        if self.privacy.protocol == "R2" and Decimal(self.training.proximal):
+            raise ValueError("R2 has no proximal term: its one step starts where the term is zero")
+        if self.privacy.protocol == "C" and self.aggregation.min_cohort < LEAST_CLIENTS:
+            raise ValueError(
+                f"C needs sums of at least {LEAST_CLIENTS} clients (min_cohort): with fewer its noise drowns the mean "
+                "of their updates; with few clients take R1 or R2"
+            )
+        if self.noise_in_shares:
             self._check_shares()
         # Both constructors prove what they promise or raise ParameterError (a ValueError).
         self.secagg_params()
         return self
 
     def _check_shares(self) -> None:
-        """What noise inside the sum needs. SPEC 10.8."""
-        training, privacy, aggregation = self.training, self.privacy, self.aggregation
-        if (training.local_steps, training.optimizer) != (1, "sgd"):
-            raise ValueError("R2 takes one local step by sgd: no bound is known for share noise after several steps")
-        if self.adapter.personal:
-            raise ValueError("R2 has no personal tensors: a client would train them with its share of the noise alone")
-        if Decimal(training.proximal):
-            raise ValueError("R2 has no proximal term: its one step starts where the term is zero")
+        """What noise inside the sum needs. SPEC 10.8, 10.11."""
+        privacy, aggregation, name = self.privacy, self.aggregation, self.privacy.protocol
         if aggregation.assurance == "he":
-            raise ValueError("R2 needs masks: without them the decryptor sees uploads with a share of the noise only")
+            raise ValueError(
+                f"{name} needs masks: without them the decryptor sees uploads with a share of the noise only"
+            )
         if aggregation.scale != privacy.scale:
-            raise ValueError("R2 aggregates the integers of the mechanism: both scales must be equal")
+            raise ValueError(f"{name} aggregates the integers of the mechanism: both scales must be equal")
+        if self.sensitivity_steps > MAX_SENSITIVITY:
+            raise ValueError(f"the sensitivity must be at most {MAX_SENSITIVITY} grid steps: lower clip_steps")
         if privacy.noise_steps**2 < 100 * self.noise_shares:
             raise ValueError("a share of the noise is too coarse for the certificate: its variance is below 100")
         least = self.largest_contribution()
         if aggregation.bound < least:
-            raise ValueError(f"bound too small for the largest sample and the noise: R2 needs at least {least}")
+            raise ValueError(f"bound too small for the largest values and the noise: {name} needs at least {least}")
+
+    @property
+    def noise_in_shares(self) -> bool:
+        """Whether clients add shares of the noise, so that their integers are aggregated as they are."""
+        return self.privacy.protocol in ("R2", "C")
 
     @property
     def noise_shares(self) -> int:
-        """How many clients' noise counts: R2, the smallest sum that is opened less those that may collude; else 1."""
-        return self.aggregation.min_cohort - self.aggregation.max_corrupt if self.privacy.protocol == "R2" else 1
+        """How many clients' noise counts: in shares, the smallest sum that is opened less those that may collude."""
+        return self.aggregation.min_cohort - self.aggregation.max_corrupt if self.noise_in_shares else 1
+
+    @property
+    def sensitivity_steps(self) -> int:
+        """L2 norm by which one unit (a record; under C a client) moves what is noised, at most."""
+        p = self.privacy
+        return rounded_norm(p.clip_steps, self.adapter.size) if p.protocol == "C" else p.clip_steps
 
     def largest_contribution(self) -> int:
-        """R2: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8.
+        """R2, C: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8.
 
-        The sample: Bernstein's inequality for max_records coins of probability q. Each of its rows moves a coordinate
-        by at most clip_steps. The noise: 2·exp(-t^2 / 2v) for each coordinate (a discrete Gaussian is sub-Gaussian).
+        The noise: 2·exp(-t^2 / 2v) for each coordinate (a discrete Gaussian is sub-Gaussian).
         """
+        coordinates = _FAIL + (2 * self.adapter.size).bit_length() * _LN2
+        noise = root_above(2 * Fraction(self.privacy.noise_steps**2, self.noise_shares) * coordinates)
+        return self._largest_update() + noise
+
+    def _largest_update(self) -> int:
+        """Before the noise. C: the whole norm in one coordinate. R2: each row of the sample moves a coordinate by at
+        most clip_steps; the sample by Bernstein's inequality for max_records coins of probability q."""
         p = self.privacy
-        fail = 81 * _LN2
+        if p.protocol == "C":
+            return self.sensitivity_steps
         mean = p.sampling_probability * p.max_records
-        spread = 2 * mean * (1 - p.sampling_probability) * fail
-        batch = min(ceil(mean + _root_above(spread) + Fraction(2, 3) * fail), p.max_records)
-        coordinates = fail + (2 * self.adapter.size).bit_length() * _LN2
-        noise = _root_above(2 * Fraction(p.noise_steps**2, self.noise_shares) * coordinates)
-        return batch * p.clip_steps + noise
+        spread = 2 * mean * (1 - p.sampling_probability) * _FAIL
+        return min(ceil(mean + root_above(spread) + Fraction(2, 3) * _FAIL), p.max_records) * p.clip_steps
 
     @property
     def model_size(self) -> int:
@@ -307,11 +334,6 @@ class Manifest(StrictModel):
     def model_digest(self, vector: bytes) -> bytes:
         """Digest of a flat float32 little-endian model under this manifest."""
         return digest(MODEL_DIGEST, self.digest(), vector)
-
-
-def _root_above(value: Fraction) -> int:
-    """The square root, rounded up to an integer."""
-    return isqrt(ceil(value)) + 1
 
 
 def sign_manifest(manifest: Manifest, owner: SigningKey) -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffm import frames, task
-from ffm.adapters import flatten
+from ffm.adapters import flatten, load_flat
 from ffm.data import Record, write_records
 from ffm.errors import TrainingProcessError
 from ffm.learner import plan_of
@@ -298,3 +298,28 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     assert _wait(lambda: not _alive(pid), 90.0)
+
+
+# -- protocol C ----------------------------------------------------------------------------------------------
+
+
+def test_a_client_level_update_is_the_clipped_difference_and_a_small_share(manifest: Manifest, site_csv: Path) -> None:
+    """Plain training (every record in every step, so it can be repeated), then clip, grid and noise of ten steps."""
+    claim = {"protocol": "C", "unit": "client", "adjacency": "zero-out", "sampling_denominator": 1}
+    numbers = {"scale": 2**20, "clip_steps": 2**18, "noise_steps": 223}
+    privacy = manifest.privacy.model_copy(update={**claim, **numbers})
+    training = manifest.training.model_copy(update={"optimizer": "sgd", "learning_rate": "0.5"})
+    aggregation = manifest.aggregation.model_copy(update={"min_cohort": 500, "max_corrupt": 25})
+    made = manifest.model_copy(update={"privacy": privacy, "training": training, "aggregation": aggregation})
+    assert plan_of(made).mechanism is None  # nothing per record
+    local = LocalTraining.load(made, LocalSetup(locate("bert-tiny"), site_csv))
+    start = flatten(local.model, made.adapter)
+    update = local.update(start, 1)
+    load_flat(local.model, made.adapter, start)
+    plain = local.learner.plain_change(start, local.dataset, plan_of(made), local.rng).astype(np.float64)
+    norm = float(np.linalg.norm(plain))
+    assert update.dtype == np.int64 and norm > 0.25  # so that it is clipped
+    assert np.abs(update - plain / norm * 2**18).max() < 80
+    broken = made.model_copy(update={"training": training.model_copy(update={"learning_rate": "900000000000000"})})
+    lost = LocalTraining.load(broken, LocalSetup(locate("bert-tiny"), site_csv)).update(start, 1)
+    assert 0 < np.abs(lost).max() < 80  # zeros and noise; that training broke down cannot be seen

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ffm.adapters.aggregation import AggregationError, LayerError, aggregation_error, exact_under_summation
 from ffm.adapters.flat import (
     Vector,
     check_same,
@@ -29,12 +30,16 @@ from protocol.manifest import AdapterSpec, PrivacySpec, TensorSpec, TrainingSpec
 __all__ = [
     "METHODS",
     "AdapterSettings",
+    "AggregationError",
+    "LayerError",
     "Method",
     "Vector",
     "adapter_spec",
+    "aggregation_error",
     "build",
     "build_from_spec",
     "check_vector",
+    "exact_under_summation",
     "find",
     "flatten",
     "flatten_personal",

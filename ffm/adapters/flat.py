@@ -21,13 +21,17 @@ from protocol.manifest import AdapterSpec, TensorSpec
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def trainable(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
-    """What requires a gradient, by its name in the manifest, in the order of the model."""
+def named(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
+    """All parameters by their name in the manifest, in the order of the model."""
     return {
         method.plain_name(name.removeprefix("_module.").replace("._module.", ".")): parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
     }
+
+
+def trainable(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
+    """Those that require a gradient."""
+    return {name: parameter for name, parameter in named(model, method).items() if parameter.requires_grad}
 
 
 def check_same(model: nn.Module, spec: AdapterSpec) -> None:
@@ -118,7 +122,7 @@ def load_personal(model: nn.Module, spec: AdapterSpec, vector: npt.NDArray[np.fl
 
 
 def _read(model: nn.Module, spec: AdapterSpec, tensors: Sequence[TensorSpec]) -> Vector:
-    parameters = _matched(trainable(model, find(spec.method)), tensors)
+    parameters = _matched(named(model, find(spec.method)), tensors)
     parts = [p.detach().to("cpu", torch.float32).numpy().reshape(-1) for p in parameters]
     vector: Vector = np.concatenate([np.empty(0, np.float32), *parts])
     _check(vector, _size(tensors))
@@ -126,7 +130,7 @@ def _read(model: nn.Module, spec: AdapterSpec, tensors: Sequence[TensorSpec]) ->
 
 
 def _write(model: nn.Module, spec: AdapterSpec, tensors: Sequence[TensorSpec], vector: Vector) -> None:
-    parameters = _matched(trainable(model, find(spec.method)), tensors)
+    parameters = _matched(named(model, find(spec.method)), tensors)
     _check(vector, _size(tensors))
     start = 0
     with torch.no_grad():

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffm.adapters.method import AdapterSettings, Method, is_head, new_modules, start_uniform, targets
@@ -85,6 +86,19 @@ class FfaLora(PeftMethod):
             else:
                 parameter.requires_grad_(".modules_to_save.default." in name and is_head(plain))
         return model
+
+    def factors(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """(outputs, rank) and (rank, inputs) of every adapted layer."""
+        layers: dict[str, Any] = {
+            name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+        }
+        return {
+            name.removeprefix("base_model.model."): (
+                layer.lora_B["default"].weight.detach() * layer.scaling["default"],
+                layer.lora_A["default"].weight.detach(),
+            )
+            for name, layer in layers.items()
+        }
 
     def merged(self, model: nn.Module) -> PreTrainedModel:
         """B A added to the weights."""

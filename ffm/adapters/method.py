@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffm.errors import AdapterError
@@ -63,6 +63,11 @@ class Method:
 
     def refuse(self, training: TrainingSpec, privacy: PrivacySpec) -> None:
         """Raise AdapterError E507 for training under which the method would not be what its name says."""
+
+    def factors(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """By layer the matrices B (scaled) and A whose product changes the layer's weight; none where nothing is
+        multiplied."""
+        return {}
 
     def save(self, model: nn.Module, folder: Path, base_name: str) -> None:
         """Write the adapter as PEFT does, or in transformers' names where PEFT has no such method. No network,

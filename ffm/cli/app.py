@@ -218,18 +218,24 @@ def report_schema() -> None:
 def privacy_calibrate(
     target: Annotated[str, typer.Option("--epsilon", help="the ε that shall not be exceeded, for example 3")],
     delta: Annotated[str, typer.Option("--delta", help="for example 0.00001")],
-    sampling: Annotated[str, typer.Option("--sampling", help="probability of a record in a step, as a/b")],
-    steps: Annotated[int, typer.Option("--steps", help="noised steps of all rounds and attempts", min=1)],
+    sampling: Annotated[str, typer.Option("--sampling", help="probability of a record in a step, as a/b; C: 1")],
+    steps: Annotated[int, typer.Option("--steps", help="noised steps (C: sums) of all rounds and attempts", min=1)],
     clip_steps: Annotated[int, typer.Option("--clip-steps", help="clip norm in grid steps", min=1)] = 65536,
-    shares: Annotated[int, typer.Option("--shares", help="R2: min_cohort - max_corrupt", min=1)] = 1,
+    shares: Annotated[int, typer.Option("--shares", help="R2, C: min_cohort - max_corrupt", min=1)] = 1,
     records: Annotated[int, typer.Option("--records", help="records of one person", min=1, max=64)] = 1,
+    client_level: Annotated[
+        int | None, typer.Option("--client-level", help="C: trained values of a client's update", min=1)
+    ] = None,
     format_: FormatOption = Format.text,
 ) -> None:
     """Which noise for this ε? The smallest noise_steps whose certified ε is at most that."""
     with reported(format_):
-        from ffm.cli.privacy import number, probability, show_noise
+        from ffm.cli.privacy import client_level_release, number, probability, record_level_release, show_noise
 
-        planned = (steps, probability(sampling), 1, clip_steps, shares, records)
+        if client_level is None:
+            planned = record_level_release((steps, probability(sampling), clip_steps), shares, records)
+        else:
+            planned = client_level_release((steps, probability(sampling), clip_steps), shares, client_level)
         show_noise(number("--epsilon", target), number("--delta", delta), planned, Output(format_))
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from dp.accountant import ABOVE_CEILING, calibrate, epsilon
+from dp.accountant import ABOVE_CEILING, calibrate, epsilon, in_unit
+from dp.budget import UNITS
+from dp.client_level import norm_bound
 from dp.errors import PrivacyError
 from dp.events import SampledGaussian
 from dp.report_trust import adversaries
 from ffm.cli.output import Format, Output
-from ffm.plan import attempt_mechanism
-from ffm.task import build_manifest, load_settings
+from ffm.task import build_manifest, load_settings, planned_releases
 from protocol.manifest import Manifest
 
 
@@ -42,11 +43,29 @@ def probability(text: str) -> Fraction:
     return value
 
 
-def show_noise(target: Decimal, delta: Decimal, numbers: tuple[int, Fraction, int, int, int, int], out: Output) -> None:
-    """The smallest noise for an ε. `numbers`: the fields of `SampledGaussian`, whose noise is ignored."""
-    planned = SampledGaussian(*numbers)
+def record_level_release(step: tuple[int, Fraction, int], shares: int, records: int) -> SampledGaussian:
+    """R1, R2. `step`: how many, sampling probability, clip norm in grid steps."""
+    return SampledGaussian(step[0], step[1], 1, step[2], shares, records)
+
+
+def client_level_release(step: tuple[int, Fraction, int], shares: int, size: int) -> SampledGaussian:
+    """C. Arguments as above; `size`: coordinates. PrivacyError E220 for a sample: q is 1 against every adversary."""
+    count, q, clip_steps = step
+    if q != 1 or shares < 2:
+        raise PrivacyError(
+            "client-level releases are not sampled, and their noise comes in shares",
+            found=f"--sampling {q} --shares {shares}",
+            expected="--sampling 1 --shares (min_cohort - max_corrupt)",
+            code="E220",
+        )
+    return SampledGaussian(count, q, 1, norm_bound(clip_steps, size), shares, unit="client")
+
+
+def show_noise(target: Decimal, delta: Decimal, planned: SampledGaussian, out: Output) -> None:
+    """The smallest noise for an ε; the noise in `planned` is ignored."""
     noise = calibrate(target, delta, planned)
-    cost = epsilon([replace(planned, noise_steps=noise)], delta)
+    planned = replace(planned, noise_steps=noise)
+    cost = epsilon([planned], delta)
     value = {
         "noise_steps": noise,
         "noise_multiplier": f"{noise / planned.clip_steps:.6f}",
@@ -54,11 +73,16 @@ def show_noise(target: Decimal, delta: Decimal, numbers: tuple[int, Fraction, in
         "delta": cost.delta,
         "steps": planned.count,
     }
+    of_a_record = ""
+    if planned.unit == "client":
+        per_record = epsilon(in_unit([planned], "record"), delta, prv=False).epsilon
+        value |= {"sensitivity_steps": planned.clip_steps, "epsilon_per_record": per_record}
+        of_a_record = f"\nof one record of a client: ε = {per_record} at δ = {cost.delta}, {UNITS['record']}"
     out.result(
         value,
         f"noise_steps = {noise}: noise multiplier {noise / planned.clip_steps:.4f}\n"
-        f"ε = {cost.epsilon} at δ = {cost.delta}, record, add/remove, {planned.count} steps "
-        f"(RDP {cost.rdp}, PRV {cost.prv}, second grid {cost.second_grid})",
+        f"ε = {cost.epsilon} at δ = {cost.delta}, {UNITS[planned.unit]}, {planned.count} steps "
+        f"(RDP {cost.rdp}, PRV {cost.prv}, second grid {cost.second_grid}){of_a_record}",
     )
 
 
@@ -66,7 +90,7 @@ def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
     """Cost, noise and the most that the signal can be, for each adversary of the trust table."""
     settings = load_settings(settings_path)
     manifest = build_manifest(settings, model or next(iter(settings.models)))
-    planned = _planned(manifest, settings.privacy.spare_rounds)
+    planned = planned_releases(manifest, settings.privacy.spare_rounds)
     if manifest.privacy.protocol == "none":
         out.result({"protocol": "none"}, "protocol none: no noise, no ε; masking is the only protection")
         return
@@ -78,6 +102,7 @@ def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
         cost = epsilon([seen], delta, prv=False).epsilon if guarantee else "none"
         noise = f"{seen.noise_steps / seen.clip_steps:.4f}" if guarantee else "none"
         rows.append({"adversary": adversary.who, "noise_multiplier": noise, "epsilon": cost})
+    unit = UNITS[manifest.privacy.unit]
     value = _signal(manifest) | {
         "task": manifest.task,
         "protocol": manifest.privacy.protocol,
@@ -88,39 +113,38 @@ def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
         "steps": planned.count,
         "trust": rows,
     }
+    if planned.unit == "client":
+        value["epsilon_per_record"] = epsilon(in_unit([planned], "record"), delta, prv=False).epsilon
     if out.format is Format.json:
         out.result(value, "")
         return
     title = f"{manifest.task}, {manifest.privacy.protocol}: {planned.count} steps, spare rounds included"
-    table = Table("who", "noise multiplier", f"ε at δ = {delta:f}, record, add/remove", title=title)
+    table = Table("who", "noise multiplier", f"ε at δ = {delta:f}, {unit}", title=title)
     for row in rows:
         table.add_row(row["adversary"], row["noise_multiplier"], _cost(row["epsilon"]))
     out.result(value, table)
     out.result(
         value,
-        f"budget ε = {manifest.privacy.epsilon} at δ = {delta:f}, record, add/remove\n"
-        f"{value['coordinates']} coordinates; of one step the noise has norm {value['noise_norm']} and the sum of "
-        f"{value['expected_batch']} gradients, if all point the same way, at most {value['largest_signal']}: "
-        f"signal over noise at most {value['signal_to_noise']}",
+        f"budget ε = {manifest.privacy.epsilon} at δ = {delta:f}, {unit}\n"
+        + (f"of one record: ε = {value['epsilon_per_record']}\n" if "epsilon_per_record" in value else "")
+        + f"{value['coordinates']} coordinates; of one release the noise has norm {value['noise_norm']} and the sum of "
+        f"{value['summands']} {'updates' if manifest.privacy.protocol == 'C' else 'gradients'}, if all point the same "
+        f"way, at most {value['largest_signal']}: signal over noise at most {value['signal_to_noise']}",
     )
 
 
-def _planned(manifest: Manifest, spare_rounds: int) -> SampledGaussian:
-    steps = (manifest.training.rounds + spare_rounds) * manifest.training.local_steps
-    return replace(attempt_mechanism(manifest), count=steps)
-
-
 def _signal(manifest: Manifest) -> dict[str, Any]:
-    """Norms of one step in units of the gradient: of the noise that all clients together add (R1: one client, alone),
-    and of the largest sum that clipping allows."""
+    """Norms of one release in units of what is clipped: of the noise that all clients together add (R1: one client,
+    alone), and of the largest sum that clipping allows."""
     p, size = manifest.privacy, manifest.adapter.size
-    several = Fraction(manifest.aggregation.num_clients, manifest.noise_shares) if p.protocol == "R2" else Fraction(1)
+    clients = manifest.aggregation.num_clients
+    several = Fraction(clients, manifest.noise_shares) if manifest.noise_in_shares else Fraction(1)
     noise = p.noise_steps / p.scale * sqrt(several * size)
-    batch = manifest.training.expected_batch
-    signal = batch * p.clip_steps / p.scale
+    summands = clients if p.protocol == "C" else manifest.training.expected_batch
+    signal = summands * p.clip_steps / p.scale
     return {
         "coordinates": size,
-        "expected_batch": batch,
+        "summands": summands,
         "noise_norm": f"{noise:.4g}",
         "largest_signal": f"{signal:.4g}",
         "signal_to_noise": f"{signal / noise:.3g}" if noise else "no noise",
