@@ -302,7 +302,7 @@ class ClientRun:
         joined.session.abort("the attempt ended")
         if survivors is not None and survivors != message.included:
             raise RemoteProtocolError("the published sum is over another set than the signed one", code="E434")
-        data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.adapter.size)
+        data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.vector_length)
         ctx, before = joined.session.ctx, joined.model
         self._next = (
             message.model_digest,

@@ -32,7 +32,7 @@ from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
 from ffm.local_setup import CPU, Compute
 from ffm.models import check_context, load_tokenizer, vocabulary
-from ffm.plan import client_mechanism
+from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -40,8 +40,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
-_ENTRIES = 2**26  # of the gradients of a pass: records times trained parameters
-_LOGITS = 2**25  # of a pass of a language model
+_VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
 def plan_of(manifest: Manifest) -> DpSgdPlan:
@@ -59,7 +58,8 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         expected_batch=training.expected_batch,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
-        max_physical_batch=min(PHYSICAL_BATCH, max(1, _ENTRIES // manifest.adapter.size)),
+        max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
+        rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
@@ -85,7 +85,7 @@ class Learner:
         Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
         task = find(manifest.training.task, task_file)
-        refuse(manifest.adapter, manifest.training, manifest.privacy)
+        refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
         check_context(base, manifest.training.max_length + manifest.adapter.virtual_tokens)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
@@ -114,7 +114,8 @@ class Learner:
         under protocol R2 the noised sum of gradients at `vector`, under C the bounded and noised difference. Raises on
         wrong shapes, and on NaN but under C, where such an update counts as zero."""
         load_flat(self.model, self.manifest.adapter, vector)
-        plan = replace(plan, max_physical_batch=self.compute.physical_batch or self._fitting(plan, dataset))
+        fitting = min(plan.max_physical_batch, self._fitting(dataset))
+        plan = replace(plan, max_physical_batch=self.compute.physical_batch or fitting)
         objective = self._objective()
         with only_moving(self.model, self.manifest.adapter, round_) as moving:
             if self.manifest.privacy.protocol == "R2":
@@ -128,9 +129,11 @@ class Learner:
         change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
-            return np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale).astype(
-                np.int64
-            )
+            steps = np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale)
+            total = steps.astype(np.int64)
+            return total if plan.rotated is None else plan.rotated.released(total, rng)
+        if (rotation := rotation_of(self.manifest)) is not None:  # likewise under C
+            return np.rint(rotation.of_reals(change * float(self.manifest.privacy.scale))).astype(np.int64)
         return change
 
     def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:
@@ -144,15 +147,15 @@ class Learner:
             return np.full_like(vector, np.nan)
         return flatten(self.model, self.manifest.adapter) - vector
 
-    def _fitting(self, plan: DpSgdPlan, dataset: Dataset) -> int:
-        """Records of a pass whose logits fit into memory as well."""
-        logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
-        return min(plan.max_physical_batch, max(1, _LOGITS // max(1, logits)))
-
     def scores(self, vector: Vector, test: Dataset) -> Scores:
         """How the task judges the model at `vector`."""
         load_flat(self.model, self.manifest.adapter, vector)
         return self.task.scores(self.model, test)
+
+    def _fitting(self, dataset: Dataset) -> int:
+        """Records of which the logits of one forward pass fit into memory."""
+        logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
+        return _VALUES // max(1, logits) or 1
 
     def _objective(self) -> Objective:
         if self.compute.precision == "float32":
@@ -161,7 +164,10 @@ class Learner:
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:
-    """Into the whole flat vector: what stands still in this round has no update and no noise."""
+    """Into the whole flat vector: what stands still in this round has no update and no noise. A rotated vector is whole
+    as it is: nothing stands still in it."""
+    if moving.all():
+        return values
     total = np.zeros(len(moving), dtype=np.int64)
     total[moving] = values
     return total

@@ -97,12 +97,13 @@ class AggregationSettings(StrictModel):
     min_cohort: Annotated[int, Field(ge=3)]
     slots_per_word: Annotated[int, Field(ge=2, le=4)]
     chunk_words: Annotated[int, Field(ge=16, le=65536)]
+    rotation: Annotated[str, Field(pattern="^hadamard$")] | None = None  # R2 and C: for slots narrower than 32 bits
     assurance: Annotated[str, Field(pattern="^(masking|dual|he)$")] = "masking"
     limb_bits: Annotated[int, Field(ge=16, le=32)] | None = None  # None: the widest that num_clients allows
 
     def spec(self) -> dict[str, Any]:
         """The same in the manifest's words."""
-        plain = self.model_dump(exclude={"limb_bits"})
+        plain = self.model_dump(exclude={"limb_bits"}, exclude_none=True)
         if self.assurance == "masking":
             return plain
         bits = widest_limbs(self.num_clients) if self.limb_bits is None else self.limb_bits
@@ -307,7 +308,7 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         privacy=privacy,
         aggregation=aggregation,
     )
-    refuse(manifest.adapter, training, privacy)
+    refuse(manifest)
     check_budget(privacy, planned_releases(manifest, settings.privacy.spare_rounds))
     return manifest
 

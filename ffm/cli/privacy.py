@@ -12,10 +12,10 @@ from rich.table import Table
 
 from dp.accountant import ABOVE_CEILING, calibrate, epsilon, in_unit
 from dp.budget import UNITS
-from dp.client_level import norm_bound
 from dp.errors import PrivacyError
 from dp.events import SampledGaussian
 from dp.report_trust import adversaries
+from dp.rounding import norm_bound
 from ffm.cli.output import Format, Output
 from ffm.task import build_manifest, load_settings, planned_releases
 from protocol.manifest import Manifest
