@@ -33,7 +33,7 @@ from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
 from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
-from ffm.models import load_tokenizer, vocabulary
+from ffm.models import check_context, load_tokenizer, vocabulary
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
@@ -89,6 +89,7 @@ class Learner:
         task = find(manifest.training.task, task_file)
         refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
+        check_context(base, manifest.training.max_length + manifest.adapter.virtual_tokens)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
         model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(compute.device))
         prepared(model, base, manifest, compute)
