@@ -125,7 +125,8 @@ def test_a_life_in_periods_is_told_with_its_ledger(tmp_path: Path) -> None:
     value = json.loads(done.output.strip().splitlines()[-1])
     lines = {(line["method"], line["privacy"]): line for line in value["summary"]}
     ways = {*METHODS, "everything at once"}
-    assert set(lines) == {(way, privacy) for way in ways for privacy in (NO_DP, "R2, ε = 8")}
+    drifting = {(way + continual.DRIFT, NO_DP) for way in ("sequential", "replay")}
+    assert set(lines) == {(way, privacy) for way in ways for privacy in (NO_DP, "R2, ε = 8")} | drifting
     assert value["quick"] and all(line["average"][0] is not None for line in lines.values())
     for privacy in (NO_DP, "R2, ε = 8"):
         assert lines["adapter-per-period", privacy]["forgetting"][0] == 0.0
