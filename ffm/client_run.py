@@ -238,7 +238,11 @@ class ClientRun:
                 do="restore the journal of this site; a second release would not be paid for",
                 code="E217",
             )
-        after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
+        spent = self._ledger.charges()
+        if not any(known.manifest_digest == charge.manifest_digest for known in spent):
+            left = manifest.training.rounds - message.round + 1  # whoever begins shall be able to finish
+            await asyncio.to_thread(check_next, spent, charge, budget_of(manifest), left)
+        after = await asyncio.to_thread(check_next, spent, charge, budget_of(manifest))
         self.on_event(
             {
                 "event": "budget",
