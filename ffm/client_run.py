@@ -114,6 +114,7 @@ class ClientRun:
         self._update: RoundUpdate | None = None
         self.on_event: Event = lambda event: None
         self.upload_limit: int | None = None
+        self.last_model: Model | None = None  # that the last published sum gave, where this client could follow it
 
     async def run(self) -> int:
         """Take part until the server ends the task; the number of rounds that ended with our masked input in the sum.
@@ -313,6 +314,7 @@ class ClientRun:
             message.model_digest,
             await asyncio.to_thread(verified_next, manifest, ctx, before, message, data),
         )
+        self.last_model = self._next[1]
 
     async def _finish(self, message: Finished) -> None:
         self._leave()

@@ -13,10 +13,12 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from ffm.bank import BANK
+from ffm.corpus import share_out, tabular_texts
 from ffm.data import (
     Partition,
     icd10_records,
     label_names,
+    partition,
     read_records,
     split_like,
     write_hospitals,
@@ -37,11 +39,13 @@ FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$"
 @dataclass(frozen=True, slots=True)
 class Written:
     """What a source wrote: CSV of each site by its name, the public test CSV, and a part of it for each site: held-out
-    records of the same kind as the site's own, where the source has them."""
+    records of the same kind as the site's own, where the source has them; and what the server has, for pre-training."""
 
     sites: Mapping[str, Path]
     test: Path
     tests: Mapping[str, Path] = field(default_factory=dict)
+    public: Path | None = None
+    validation: Path | None = None
 
 
 class Icd10Source(StrictModel):
@@ -82,6 +86,57 @@ class Icd10Source(StrictModel):
             if part:
                 write_records(tests[name], part)
         return Written(files, test, tests)
+
+
+class MedicalTextSource(StrictModel):
+    """Texts of ICD-10-CM's tabular list for pre-training: hospitals by chapter, and a public corpus at the server."""
+
+    source: Literal["medical-text"]
+    description: Name
+    sites: Annotated[int, Field(ge=1, le=256)]
+    dirichlet: FractionText
+    cap_per_chapter: Positive
+    seed: Seed
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return (
+            f"{self.description}; {self.sites} sites by a Dirichlet({self.dirichlet}) draw per chapter, "
+            f"at most {self.cap_per_chapter} texts per chapter, seed {self.seed}"
+        )
+
+    def labels(self) -> tuple[str, ...]:
+        """None: texts alone."""
+        return ()
+
+    def write(self, folder: Path) -> Written:
+        """Share out and write. Raises DataError E514, ModelError E502."""
+        corpus = share_out(tabular_texts(), self.cap_per_chapter, self.seed)
+        alpha = Fraction(self.dirichlet)
+        plan = Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_chapter, self.seed)
+        names, parts = site_names(self.sites), partition(corpus.private, plan)
+        if not all(parts):
+            raise DataError(
+                "a hospital got no text in this draw",
+                found=0,
+                expected="at least one text per hospital",
+                do="choose another seed or a larger alpha",
+                code="E514",
+            )
+        held_out = dict(zip(names, split_like(corpus.held_out, parts, self.seed), strict=True))
+        server = {"test": corpus.held_out, "public": corpus.public, "validation": corpus.validation}
+        own = {f"{name}-test": part for name, part in held_out.items() if part}
+        everything = {**dict(zip(names, parts, strict=True)), **own, **server}
+        files = {name: folder / f"{name}.csv" for name in everything}
+        for name, records in everything.items():
+            write_records(files[name], records)
+        return Written(
+            {name: files[name] for name in names},
+            files["test"],
+            {name: files[f"{name}-test"] for name in names if f"{name}-test" in files},
+            files["public"],
+            files["validation"],
+        )
 
 
 class TableSource(StrictModel):
@@ -144,7 +199,7 @@ class SiteSource(StrictModel):
         )
 
 
-Source = Icd10Source | TableSource | SiteSource
+Source = Icd10Source | MedicalTextSource | TableSource | SiteSource
 
 
 def site_names(count: int) -> tuple[str, ...]:

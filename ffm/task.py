@@ -18,7 +18,7 @@ from dp.accountant import epsilon
 from dp.events import SampledGaussian
 from ffm.adapters import AdapterSettings, adapter_spec, build, refuse
 from ffm.errors import DataError
-from ffm.models import base_model_spec, locate
+from ffm.models import base_model_spec, check_context, locate
 from ffm.plan import attempt_mechanism
 from ffm.sources import Source
 from ffm.tasks import Task, find
@@ -269,7 +269,9 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         chosen.virtual_tokens,
         chosen.personal_head,
     )
-    model = build(task.load(folder, training, settings.adapter_seed), adapter, task.peft_type)
+    base = task.load(folder, training, settings.adapter_seed)
+    check_context(base, chosen.max_length + chosen.virtual_tokens)
+    model = build(base, adapter, task.peft_type)
     rate = Fraction(chosen.sampling)
     privacy = PrivacySpec.model_validate(
         {

@@ -252,6 +252,15 @@ def privacy_plan(
         show_plan(settings, model, Output(format_))
 
 
+@privacy_app.command("spent")
+def privacy_spent(site: SiteArgument, format_: FormatOption = Format.text) -> None:
+    """What has this site's population spent over all tasks, when was it last charged? From the site's own ledger."""
+    with reported(format_):
+        from ffm.cli.spent import show_spent
+
+        show_spent(site, Output(format_))
+
+
 @demo_app.command("hospital")
 def demo_hospital(
     model: Annotated[

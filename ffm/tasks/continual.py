@@ -195,6 +195,14 @@ class Life:
     def __init__(self, learner: Learner, way: Way, rng: Csprng, ledgers: Sequence[PrivacyLedger] = ()) -> None:
         """`learner` stands at its start. `ledgers`: one per site, the authority over what its population may spend;
         none for comparisons on public data. Raises TaskError E533."""
+        if learner.manifest.adapter.personal:
+            raise TaskError(
+                "personal tensors have no life of their own yet",
+                found=learner.manifest.adapter.method,
+                expected="a method without personal tensors",
+                do="choose another method, or personal_head = false",
+                code="E533",
+            )
         self._learner, self._way, self._rng, self._ledgers = learner, way, rng, tuple(ledgers)
         self._first: Vector = learner.initial()
         self._vectors: list[Vector] = []
