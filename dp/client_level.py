@@ -7,37 +7,19 @@ part of the argument.
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil, isqrt
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp.mechanism import GaussianMechanism
+from dp.mechanism import MAX_CLIP_STEPS, GaussianMechanism
+from dp.rotation import Rotation
+from dp.rounding import norm_bound
 from dp.sampling import Csprng, stochastic_round
 
-CONDITIONAL: Final = Fraction(1)  # sqrt(2 ln(1/β)) at β = e^(-1/2): a redraw in at most 61 of 100 cases
 LEAST_CLIENTS: Final = 500  # behind every sum: with fewer the noise drowns the mean of their updates
 _DRAWS: Final = 200  # all of them miss the bound with probability below 2^-144; then the update is zero
 _CLIP_ROOM: Final = 2.0**-40  # relative; more than the float64 error of a norm
-
-
-def root_above(value: Fraction | int) -> int:
-    """The square root, rounded up to an integer."""
-    return isqrt(max(ceil(value) - 1, 0)) + (value > 0)
-
-
-def norm_bound(clip_steps: int, size: int, deviation: Fraction = CONDITIONAL) -> int:
-    """Norm, in whole grid steps, that a stochastically rounded vector of norm `clip_steps` and `size` coordinates keeps
-    to but with probability β, where `deviation` >= sqrt(2 ln(1/β)); rounded up. The first of the two bounds always
-    holds.
-
-    Kairouz, Liu and Steinke 2021, section 4; proof in docs/proofs/client-level.md.
-    """
-    root = root_above(size)
-    likely = clip_steps**2 + Fraction(size, 4) + deviation * (clip_steps + Fraction(root, 2))
-    return min(clip_steps + root, root_above(likely))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +30,21 @@ class ClientMechanism:
     clip_steps: int  # norm of the real update
     noise_steps: int  # standard deviation of all the noise that is counted on
     shares: int
-    size: int  # coordinates
+    size: int  # coordinates of the update
+    rotation: Rotation | None = None  # before clip and grid
+    limit: int = MAX_CLIP_STEPS  # largest magnitude before the noise: what a narrow slot has room for
+
+    @property
+    def length(self) -> int:
+        """Coordinates that are noised."""
+        return self.size if self.rotation is None else self.rotation.length
 
     @property
     def sensitivity(self) -> int:
         """L2 norm that the integer update never exceeds."""
-        return norm_bound(self.clip_steps, self.size)
+        return norm_bound(self.clip_steps, self.length)
 
-    def privatize(self, update: NDArray[np.floating], rng: Csprng) -> NDArray[np.int64]:
+    def privatize(self, update: NDArray[np.floating] | NDArray[np.int64], rng: Csprng) -> NDArray[np.int64]:
         """The bounded integer update and this client's share of the noise. One share is not enough: the result must not
         leave but under the masks of a sum that holds at least `shares` of them."""
         noise = GaussianMechanism(self.scale, self.sensitivity, self.noise_steps, self.shares)
@@ -63,17 +52,21 @@ class ClientMechanism:
         return noise.privatize(row[np.newaxis], rng)  # which checks the norm once more
 
 
-def bounded_update(update: NDArray[np.floating], mechanism: ClientMechanism, rng: Csprng) -> NDArray[np.int64]:
+def bounded_update(
+    update: NDArray[np.floating] | NDArray[np.int64], mechanism: ClientMechanism, rng: Csprng
+) -> NDArray[np.int64]:
     """Clipped to `clip_steps`, rounded without bias, of integer norm `mechanism.sensitivity` at most, compared exactly.
     Zeros for an update that is not finite."""
     values = np.asarray(update, dtype=np.float64) * float(mechanism.scale)
-    norm = float(np.linalg.norm(values))
-    if not np.isfinite(norm):
-        return np.zeros(len(values), dtype=np.int64)
-    limit = mechanism.clip_steps * (1 - _CLIP_ROOM)
-    if norm > limit:
-        values *= limit / norm
-    return conditional_round(rng, values, mechanism.sensitivity)
+    if not np.isfinite(np.linalg.norm(values)):
+        return np.zeros(len(values) if mechanism.rotation is None else mechanism.length, dtype=np.int64)
+    if mechanism.rotation is not None:
+        values = mechanism.rotation.of_reals(values)
+    norm, clip = float(np.linalg.norm(values)), mechanism.clip_steps * (1 - _CLIP_ROOM)
+    if norm > clip:
+        values *= clip / norm
+    rounded = conditional_round(rng, values, mechanism.sensitivity)
+    return np.clip(rounded, -mechanism.limit, mechanism.limit)  # which only shortens it
 
 
 def conditional_round(rng: Csprng, values: NDArray[np.float64], most: int) -> NDArray[np.int64]:

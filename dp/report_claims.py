@@ -14,13 +14,17 @@ from dp.report_figures import (
     Group,
     decimal,
     iso,
+    noise_steps,
+    noised_scale,
     order,
     plain,
     planned_event,
+    rotated,
     sensitivity_steps,
     vector_length,
 )
 from dp.report_trust import Adversary
+from dp.rotation import block_root, rotated_length
 
 WHY = {
     "R1": "each client adds the whole noise alone, so no row depends on secure aggregation or on others",
@@ -232,15 +236,19 @@ def _headline(d: Derived) -> Group:
 def mechanism(d: Derived) -> Group:
     """Group 5: the mechanism in real and integer units."""
     p, scale = d.privacy, d.privacy["scale"]
-    planned, sensitivity = parse(planned_event(d.manifest)), sensitivity_steps(d.manifest)
+    planned, sensitivity, noise = (
+        parse(planned_event(d.manifest)),
+        sensitivity_steps(d.manifest),
+        noise_steps(d.manifest),
+    )
     q = (1, 1) if p["protocol"] == "C" else (p["sampling_numerator"], p["sampling_denominator"])
     return {
         "protocol": p["protocol"],
         "name": NAMES[p["protocol"]],
         "real_units": {
             "clip_norm": decimal(Fraction(p["clip_steps"], scale)),
-            "noise_standard_deviation": decimal(Fraction(p["noise_steps"], scale)),
-            "noise_multiplier": decimal(Fraction(p["noise_steps"], sensitivity)),
+            "noise_standard_deviation": decimal(Fraction(noise, noised_scale(d.manifest))),
+            "noise_multiplier": decimal(Fraction(noise, sensitivity)),
             "sampling_probability": decimal(Fraction(*q)),
             "grid_step": decimal(Fraction(1, scale)),
             "learning_rate": d.training["learning_rate"],
@@ -249,18 +257,32 @@ def mechanism(d: Derived) -> Group:
             "scale": scale,
             "clip_steps": p["clip_steps"],
             "sensitivity_steps": sensitivity,
-            "noise_steps": p["noise_steps"],
+            "noised_scale": noised_scale(d.manifest),
+            "noise_steps": noise,
             "noise_shares": planned.shares,
-            "variance_of_one_share": decimal(Fraction(p["noise_steps"] ** 2, planned.shares)),
+            "variance_of_one_share": decimal(Fraction(noise**2, planned.shares)),
             "sampling_numerator": q[0],
             "sampling_denominator": q[1],
         },
         "local_steps_per_round": d.training["local_steps"],
         "rounds_planned": d.training["rounds"],
         "public_divisor": d.training["expected_batch"],
+        "rotation": _rotation(d),
         "after_the_noise": AFTER[p["protocol"]],
         "event_per_attempt": planned_event(d.manifest),
     }
+
+
+def _rotation(d: Derived) -> str:
+    """What is rotated, before the noise and so before anything of the claim."""
+    if not rotated(d.manifest):
+        return "none"
+    size = vector_length(d.manifest)
+    block = block_root(size) ** 2
+    return (
+        f"public signs from the manifest's seed, then a Hadamard matrix on {rotated_length(size) // block} blocks of "
+        f"{block} values; what would not fit into a slot is cut off before the noise"
+    )
 
 
 def accounting(d: Derived) -> Group:

@@ -9,11 +9,12 @@ from typing import Any
 
 from dp import accountant
 from dp.accountant import ABOVE_CEILING, Accounting
-from dp.client_level import norm_bound
 from dp.errors import UnsupportedMechanismError
 from dp.events import SampledGaussian, event_tree, parse
 from dp.ledger import CHARGE, Charge
 from dp.report_trust import Adversary, adversaries
+from dp.rotation import RotatedSum, block_root, rotated_length
+from dp.rounding import norm_bound
 
 Facts = Mapping[str, Any]
 Group = dict[str, Any]
@@ -113,19 +114,43 @@ def planned_event(manifest: Mapping[str, Any]) -> dict[str, Any]:
     shares = aggregation["min_cohort"] - aggregation["max_corrupt"] if p["protocol"] in IN_SHARES else 1
     if p["protocol"] == "C":
         return event_tree(
-            SampledGaussian(1, Fraction(1), p["noise_steps"], sensitivity_steps(manifest), shares, unit="client")
+            SampledGaussian(1, Fraction(1), noise_steps(manifest), sensitivity_steps(manifest), shares, unit="client")
         )
     probability = Fraction(p["sampling_numerator"], p["sampling_denominator"])
     steps = manifest["training"]["local_steps"]
     return event_tree(
-        SampledGaussian(steps, probability, p["noise_steps"], p["clip_steps"], shares, p["records_per_person"])
+        SampledGaussian(
+            steps, probability, noise_steps(manifest), sensitivity_steps(manifest), shares, p["records_per_person"]
+        )
     )
 
 
 def sensitivity_steps(manifest: Mapping[str, Any]) -> int:
-    """L2 norm by which one unit moves what is noised, at most."""
-    clip: int = manifest["privacy"]["clip_steps"]
-    return norm_bound(clip, vector_length(manifest)) if manifest["privacy"]["protocol"] == "C" else clip
+    """L2 norm by which one unit moves what is noised, at most: in steps of the grid that is noised."""
+    p, size = manifest["privacy"], vector_length(manifest)
+    clip: int = p["clip_steps"]
+    if p["protocol"] == "C":
+        return norm_bound(clip, rotated_length(size) if rotated(manifest) else size)
+    if not rotated(manifest):
+        return clip
+    shift = (block_root(size) * p["scale"] // manifest["aggregation"]["scale"]).bit_length() - 1
+    return RotatedSum.sensitivity(clip, size, shift)
+
+
+def noise_steps(manifest: Mapping[str, Any]) -> int:
+    """Standard deviation of the noise in steps of the grid that is noised; of rotated sums rounded down."""
+    noise: int = manifest["privacy"]["noise_steps"]
+    return noise * noised_scale(manifest) // int(manifest["privacy"]["scale"])
+
+
+def noised_scale(manifest: Mapping[str, Any]) -> int:
+    """Steps of the grid that is noised in a unit."""
+    return int(manifest["aggregation" if rotated(manifest) else "privacy"]["scale"])
+
+
+def rotated(manifest: Mapping[str, Any]) -> bool:
+    """Whether clients send a rotated vector."""
+    return manifest["aggregation"].get("rotation") is not None
 
 
 def iso(unix: int) -> str:

@@ -12,7 +12,7 @@ from dp import accountant
 from dp import report_claims as claims
 from dp import report_evidence as evidence
 from dp.report_facts import EVALUATION_PEOPLE, SCHEMA, SETS
-from dp.report_figures import Derived, Facts, Group, decimal, iso
+from dp.report_figures import Derived, Facts, Group, decimal, iso, rotated
 from dp.report_utility import utility
 
 PHASES = {
@@ -130,7 +130,11 @@ def _randomness(d: Derived) -> Group:
         "generator": "AES-256-CTR, seeded from the operating system in each client, never logged",
         "draws": ["conditional stochastic rounding", "discrete Gaussian noise"]
         if d.privacy["protocol"] == "C"
-        else ["Poisson sample", "discrete Gaussian noise"],
+        else [
+            "Poisson sample",
+            *(["dither of rotated sums"] if rotated(d.manifest) else []),
+            "discrete Gaussian noise",
+        ],
         "noise": "exact discrete Gaussian, the last step before the optimiser; no clamp and no rounding after it"
         if d.privacy["protocol"] == "R1"
         else "exact discrete Gaussian shares, the last step before packing; no clamp and no rounding after it",

@@ -156,9 +156,10 @@ _MECHANISM: dict[str, Schema] = {
     ),
     "integer_units": obj(
         "in grid steps: what is computed",
-        scale=integer("grid steps per unit", 1),
+        scale=integer("grid steps per unit, where gradients or updates are clipped", 1),
         clip_steps=integer("clip norm", 1),
-        sensitivity_steps=integer("L2 sensitivity of a sum", 1),
+        noised_scale=integer("grid steps per unit, where the noise is added", 1),
+        sensitivity_steps=integer("L2 sensitivity of a sum, where the noise is added", 1),
         noise_steps=count("standard deviation of all the noise that is counted on"),
         noise_shares=integer("shares that make it up", 1),
         variance_of_one_share=decimal("in grid steps squared"),
@@ -168,6 +169,7 @@ _MECHANISM: dict[str, Schema] = {
     "local_steps_per_round": integer("gradient steps between two aggregations", 1),
     "rounds_planned": integer("rounds", 1),
     "public_divisor": integer("divisor of the summed gradient: a constant", 1),
+    "rotation": text("of what is noised, for narrow slots"),
     "after_the_noise": text("what follows"),
     "event_per_attempt": _EVENT,
 }

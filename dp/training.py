@@ -30,6 +30,7 @@ from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
 from dp.objective import CLASSIFICATION, Batch, Dataset, Objective, Records
+from dp.rotation import RotatedSum
 from dp.sampling import Csprng, poisson_sample
 
 # FFA-LoRA freezes A, so nothing before the first B needs a gradient: true, no reason to warn. Once for the process:
@@ -58,6 +59,7 @@ class DpSgdPlan:
     optimizer: str  # a key of OPTIMIZERS; its state lives for one call of `train`
     learning_rate: float
     max_physical_batch: int = 128  # records per forward pass: speed and memory only, no part of the result's law
+    rotated: RotatedSum | None = None  # R2 in narrow slots: what the bounded sum goes through in place of plain noise
     client: ClientMechanism | None = None  # protocol C: what the caller puts the whole update through, trained plainly
     proximal: float = 0.0  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise
 
@@ -88,14 +90,22 @@ class TrainingOutcome:
     records_seen: int
 
 
+def check(model: nn.Module, dataset: Dataset, objective: Objective = CLASSIFICATION) -> None:
+    """Raise whatever `train` and `noised_sum` would refuse before anything is drawn: before a site joins anything."""
+    with _train_mode(model):
+        _refuse_unsupported(model, [p for p in model.parameters() if p.requires_grad])
+        Records(model, dataset, objective)
+
+
 def noised_sum(
     model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, objective: Objective = CLASSIFICATION
 ) -> NDArray[np.int64]:
     """Protocol R2: the integer sum (d,) of one sample's clipped gradients, plus this client's share of the noise.
 
     In grid steps, of the parameters that require a gradient, in their order; nothing is trained and the model is left
-    as it was. One share is not enough noise: the result must not leave but under the masks of a sum that holds at least
-    `plan.mechanism.shares` of them. Arguments and errors as `train`.
+    as it was; with `plan.rotated` in its coordinates and steps. One share is not enough noise: the result must not
+    leave but under the masks of a sum that holds at least `plan.mechanism.shares` of them. Arguments and errors as
+    `train`.
     """
     if plan.mechanism is None or plan.steps != 1:
         found = "no noise" if plan.mechanism is None else f"{plan.steps} steps"
@@ -110,7 +120,7 @@ def noised_sum(
             sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
             batches = records.batches(sample, plan.max_physical_batch, rng)
             total = _bounded_sum(_Losses(model, objective), parameters, batches, plan.mechanism)
-            return plan.mechanism.privatize(total, rng)
+            return (plan.mechanism if plan.rotated is None else plan.rotated).privatize(total, rng)
 
 
 def train(

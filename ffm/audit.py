@@ -28,12 +28,12 @@ from dp.errors import AuditError
 from dp.events import SampledGaussian
 from dp.mechanism import GaussianMechanism
 from dp.sampling import SEED_BYTES, Csprng
-from ffm.audit_client_level import check_client_level
 from ffm.audit_encoding import check_encoding
 from ffm.audit_leakage import check_leakage
 from ffm.audit_model import Planted, check_generator, check_membership, check_model, check_processes
 from ffm.audit_pipeline import CanaryTraining
 from ffm.audit_rounds import check_rounds, honest_shares
+from ffm.audit_shares import check_client_level, check_rotated
 from ffm.client_run import budget_of, round_charge
 from ffm.data import read_records
 from ffm.demo import prepare
@@ -48,7 +48,7 @@ from secagg import __version__
 from secagg.errors import SecAggError
 
 PERSON = "person"
-EXAMPLES = ("hospital", "heart")
+EXAMPLES = ("hospital", "heart", "bank")
 _PACKAGES = ("torch", "opacus", "peft", "transformers", "numpy")
 _SITES = ("*/client.toml", "sites/*/client.toml", "consortium/sites/*/client.toml")  # several sites at once
 _MEMBERSHIP_STEPS = 60  # of the black-box row, at most
@@ -98,7 +98,11 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
     findings += check_encoding(manifest.secagg_params(), rng.take)
     if manifest.privacy.protocol == "R2":
         say("rounds of the smallest sum, through encoding and masks")
-        findings += guarded("rounds", lambda: check_rounds(manifest, effort.round_values, rng))
+        draws = (effort.noise_values, effort.round_values)
+        findings += guarded(
+            "rounds",
+            lambda: check_rotated(manifest, draws, rng) or check_rounds(manifest, effort.round_values, rng),
+        )
     say("negative controls")
     findings += controls(canaries, claimed, rng)
     say("leakage of one update")
@@ -153,6 +157,7 @@ def claim_of_books(manifest: Manifest) -> Claim:
         return Claim(partial(round_charge, manifest), budget_of(manifest), running, manifest.privacy.max_records)
     plan = plan_of(manifest)
     m = claim_of(manifest).mechanism if plan.mechanism is None else plan.mechanism
+    m = m if plan.rotated is None else plan.rotated.noise  # what is noised has a grid of its own
     q, person = Fraction(plan.sampling_numerator, plan.sampling_denominator), manifest.privacy.records_per_person
     running = SampledGaussian(plan.steps, q, m.noise_steps, m.clip_steps, honest_shares(manifest), person)
     return Claim(partial(round_charge, manifest), budget_of(manifest), running, manifest.privacy.max_records)
@@ -236,7 +241,7 @@ def _no_subject(target: str) -> SecAggError | AuditError:
     return AuditError(
         "there is nothing to audit here",
         found=target,
-        expected="a site's folder, a run folder of a demo, a manifest.json, or an example: hospital, heart",
+        expected="a site's folder, a run folder of a demo, a manifest.json, or an example: hospital, heart, bank",
         do="secagg audit hospital",
         code="E702",
     )

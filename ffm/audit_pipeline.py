@@ -88,7 +88,8 @@ def watched(model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, ho
     noting = _Noting(m.scale, m.clip_steps, m.noise_steps, m.shares)
     size, unit = sum(p.numel() for p in model.parameters() if p.requires_grad), 1.0
     if m.shares > 1:
-        once = replace(plan, mechanism=noting, steps=1)
+        # A rotated sum is a stage of its own, behind what is watched here: `ffm.audit_shares`.
+        once = replace(plan, mechanism=noting, steps=1, rotated=None)
         handed = [noised_sum(model, dataset, once, rng).astype(np.float64) for _ in range(plan.steps)]
     else:
         with handed_gradients(model, hold) as handed:

@@ -239,13 +239,18 @@ class ClientRun:
                 do="restore the journal of this site; a second release would not be paid for",
                 code="E217",
             )
-        after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
+        spent = self._ledger.charges()
+        if not any(known.manifest_digest == charge.manifest_digest for known in spent):
+            left = manifest.training.rounds - message.round + 1  # whoever begins shall be able to finish
+            await asyncio.to_thread(check_next, spent, charge, budget_of(manifest), left)
+        after = await asyncio.to_thread(check_next, spent, charge, budget_of(manifest))
         self.on_event(
             {
                 "event": "budget",
                 "round": message.round,
                 "epsilon_after": after.epsilon,
                 "delta": manifest.privacy.delta,
+                "unit": manifest.privacy.unit,
             }
         )
 
@@ -303,7 +308,7 @@ class ClientRun:
         joined.session.abort("the attempt ended")
         if survivors is not None and survivors != message.included:
             raise RemoteProtocolError("the published sum is over another set than the signed one", code="E434")
-        data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.adapter.size)
+        data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.vector_length)
         ctx, before = joined.session.ctx, joined.model
         self._next = (
             message.model_digest,

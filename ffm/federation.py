@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dp.errors import UnsupportedMechanismError
-from dp.mechanism import GaussianMechanism
 from dp.objective import Dataset
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan
@@ -34,6 +34,7 @@ from protocol.manifest import Manifest
 
 OnRound = Callable[[int, Model], None]
 OnUpdates = Callable[[Model, Sequence[Update], Sequence[Vector]], None]  # parameters before; personal tensors after
+Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
 
 
 def _ignore(*_: object) -> None:
@@ -56,11 +57,14 @@ class Federation:
     sites: tuple[Dataset, ...] = field(repr=False)
     start: Model = field(repr=False)
     personal_start: Vector = field(repr=False)  # of the tensors that stay at a site; mostly empty
+    step: Step = next_model
 
     @classmethod
-    def load(cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]]) -> "Federation":
+    def load(
+        cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]], task_file: Path | None = None
+    ) -> "Federation":
         """Build model and tensors. Raises the errors of `ffm.learner` and of the task."""
-        return cls.of(Learner.load(manifest, base_model), sites)
+        return cls.of(Learner.load(manifest, base_model, task_file=task_file), sites)
 
     @classmethod
     def of(cls, learner: Learner, sites: Sequence[Sequence[Record]]) -> "Federation":
@@ -102,7 +106,7 @@ class Federation:
 
     def local_noise(self, rng: Csprng) -> Model:
         """As federated, but every site adds the whole noise."""
-        return self._learn(self.sites, replace(self._plan(True), mechanism=self._mechanism()), rng).model
+        return self._learn(self.sites, self._whole(self._plan(True)), rng).model
 
     def centralised(self, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """The union of the records at one place. Under R1 and none a client divides by what one site expects."""
@@ -154,18 +158,18 @@ class Federation:
                 do="compare with lora, without personal_head: it trains the same tensors",
                 code="E507",
             )
-        plan = self._plan(private)
-        if plan.mechanism is None and plan.client is None:
-            return plan
-        return replace(plan, mechanism=self._mechanism())
+        return self._whole(self._plan(private))
 
-    def _mechanism(self) -> GaussianMechanism:
-        """The whole noise in one place. Raises UnsupportedMechanismError under C: one party has no whole clients."""
-        p = self.manifest.privacy
-        if p.protocol == "C":
+    def _whole(self, plan: DpSgdPlan) -> DpSgdPlan:
+        """The plan with all the noise in one place. Raises UnsupportedMechanismError under C: one party has no whole
+        clients."""
+        if plan.client is not None:
             found = "one place"
             raise UnsupportedMechanismError("client-level noise is for many clients", found=found, expected="R1 or R2")
-        return GaussianMechanism(p.scale, p.clip_steps, p.noise_steps, 1)
+        if plan.mechanism is None:
+            return plan
+        rotated = None if plan.rotated is None else replace(plan.rotated, noise=replace(plan.rotated.noise, shares=1))
+        return replace(plan, mechanism=replace(plan.mechanism, shares=1), rotated=rotated)
 
     def _learn(
         self,
@@ -179,7 +183,7 @@ class Federation:
         scale = float(self.manifest.aggregation.scale)
         for round_ in range(1, self.manifest.training.rounds + 1):
             parameters = parameters_of(model, self.manifest)
-            total = np.zeros(len(parameters), dtype=np.int64)
+            total = np.zeros(self.manifest.vector_length, dtype=np.int64)
             updates = []
             for place, site in enumerate(sites):
                 self.learner.put_personal(personal[place])
@@ -188,7 +192,7 @@ class Federation:
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)
                 updates.append(update)
             on_updates(parameters, updates, personal)
-            model = next_model(model, total, len(sites), self.manifest)
+            model = self.step(model, total, len(sites), self.manifest)
             on_round(round_, model)
         return Personalised(model, tuple(personal))
 

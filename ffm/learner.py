@@ -18,7 +18,7 @@ from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
-from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, check, noised_sum, train
 from ffm.adapters import (
     build_from_spec,
     check_vector,
@@ -31,9 +31,10 @@ from ffm.adapters import (
 )
 from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
+from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
-from ffm.models import load_tokenizer, vocabulary
-from ffm.plan import client_mechanism
+from ffm.models import check_context, load_tokenizer, vocabulary
+from ffm.plan import client_mechanism, rotated_sum, rotation_of
 from ffm.tasks import Scores, Task, find
 from protocol.manifest import Manifest
 
@@ -60,6 +61,7 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
         max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
+        rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
@@ -85,8 +87,9 @@ class Learner:
         Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
         task = find(manifest.training.task, task_file)
-        refuse(manifest.adapter, manifest.training, manifest.privacy)
+        refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)
+        check_context(base, manifest.training.max_length + manifest.adapter.virtual_tokens)
         # The adapter is built on the CPU and moved as a whole; hooks are attached later, by `train`.
         model = build_from_spec(base, manifest.adapter, task.peft_type).to(torch.device(compute.device))
         prepared(model, base, manifest, compute)
@@ -109,8 +112,21 @@ class Learner:
         load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
-        """The records as the task wants them."""
+        """The records as the task wants them. Raises DataError E514 where there are none."""
+        if not records:
+            raise DataError(
+                "a site without records",
+                found=0,
+                expected="at least one record",
+                do="leave the site out, or give it data",
+                code="E514",
+            )
         return self.task.tensors(self.tokenizer, records, self.manifest.training)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise what training on these tensors would refuse: a label out of range (PrivacyError E226), an adapter that
+        trains nothing (E229), a task that couples records (E225); now, while nothing is drawn or charged."""
+        check(self.model, dataset, self.task)
 
     def update(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, round_: int) -> Update:
         """One round: start at `vector`, train by `plan`, give trained minus global (float32); in grid steps (int64)
@@ -131,9 +147,11 @@ class Learner:
         change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
         if self.manifest.privacy.protocol == "R2":  # a comparison without DP: the plain sum, on the same grid
-            return np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale).astype(
-                np.int64
-            )
+            steps = np.rint(-change.astype(np.float64) * plan.expected_batch * self.manifest.privacy.scale)
+            total = steps.astype(np.int64)
+            return total if plan.rotated is None else plan.rotated.released(total, rng)
+        if (rotation := rotation_of(self.manifest)) is not None:  # likewise under C
+            return np.rint(rotation.of_reals(change * float(self.manifest.privacy.scale))).astype(np.int64)
         return change
 
     def plain_change(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng) -> Vector:
@@ -171,7 +189,10 @@ def as_share(
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:
-    """Into the whole flat vector: what stands still in this round has no update and no noise."""
+    """Into the whole flat vector: what stands still in this round has no update and no noise. A rotated vector is whole
+    as it is: nothing stands still in it."""
+    if moving.all():
+        return values
     total = np.zeros(len(moving), dtype=np.int64)
     total[moving] = values
     return total

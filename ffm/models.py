@@ -227,9 +227,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_classifier(folder: Path, labels: Sequence[str], seed: int) -> PreTrainedModel:
     """Base model with a sequence-classification head: `model(input_ids, attention_mask).logits` is (records, labels).
 
-    Parameters that the checkpoint lacks (the head; BERT's pooler after masked-language pre-training) are drawn from
-    `seed` by `init_new_parameters` and are listed in `model.new_parameters`. Dropout is set to 0: DP-SGD supplies
-    the noise, and every gradient has to be a function of its own record alone. float32, on the CPU.
+    Parameters that the checkpoint lacks (the head; BERT's pooler) are drawn from `seed` by `init_new_parameters` and
+    listed in `model.new_parameters`. Dropout is 0: a gradient is a function of its record alone. float32, on the CPU.
 
     Raises:
         ModelError: E506 if it cannot be loaded, is no text classifier, or has tensors of other shapes.

@@ -43,7 +43,7 @@ def verified_next(manifest: Manifest, ctx: bytes, before: Model, result: RoundRe
     Raises:
         RemoteProtocolError: E435, the sum does not have its digest; E433, it does not give the announced next model.
     """
-    whole = len(data) == VALUE_BYTES * manifest.adapter.size
+    whole = len(data) == VALUE_BYTES * manifest.vector_length
     if not whole or aggregate_digest(ctx, result.included, data) != result.aggregate_digest:
         raise RemoteProtocolError("the published sum does not have its digest", code="E435")
     model = next_model(before, sum_from_bytes(data), len(result.included), manifest)

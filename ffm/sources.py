@@ -8,24 +8,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from ffm import heart
+from ffm.bank import BANK
+from ffm.corpus import share_out, tabular_texts
 from ffm.data import (
     Partition,
     icd10_records,
     label_names,
+    partition,
     read_records,
     split_like,
     write_hospitals,
     write_records,
 )
 from ffm.errors import DataError
+from ffm.heart import HEART, SEVERITY
+from ffm.tables import SiteTable, pooled
 from protocol.manifest import Name, Positive
 from protocol.roster import StrictModel
 
+TABLES: Final[Mapping[str, SiteTable]] = {"heart": HEART, "heart-severity": SEVERITY, "bank": BANK}
 HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
@@ -34,11 +39,13 @@ FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$"
 @dataclass(frozen=True, slots=True)
 class Written:
     """What a source wrote: CSV of each site by its name, the public test CSV, and a part of it for each site: held-out
-    records of the same kind as the site's own, where the source has them."""
+    records of the same kind as the site's own, where the source has them; and what the server has, for pre-training."""
 
     sites: Mapping[str, Path]
     test: Path
     tests: Mapping[str, Path] = field(default_factory=dict)
+    public: Path | None = None
+    validation: Path | None = None
 
 
 class Icd10Source(StrictModel):
@@ -81,24 +88,90 @@ class Icd10Source(StrictModel):
         return Written(files, test, tests)
 
 
-class HeartSource(StrictModel):
-    """The four hospitals of the heart example: they are as they are; only the split is drawn."""
+class MedicalTextSource(StrictModel):
+    """Texts of ICD-10-CM's tabular list for pre-training: hospitals by chapter, and a public corpus at the server."""
 
-    source: Literal["heart"]
+    source: Literal["medical-text"]
+    description: Name
+    sites: Annotated[int, Field(ge=1, le=256)]
+    dirichlet: FractionText
+    cap_per_chapter: Positive
+    seed: Seed
+
+    def sentence(self) -> str:
+        """What the manifest says of the data, for people."""
+        return (
+            f"{self.description}; {self.sites} sites by a Dirichlet({self.dirichlet}) draw per chapter, "
+            f"at most {self.cap_per_chapter} texts per chapter, seed {self.seed}"
+        )
+
+    def labels(self) -> tuple[str, ...]:
+        """None: texts alone."""
+        return ()
+
+    def write(self, folder: Path) -> Written:
+        """Share out and write. Raises DataError E514, ModelError E502."""
+        corpus = share_out(tabular_texts(), self.cap_per_chapter, self.seed)
+        alpha = Fraction(self.dirichlet)
+        plan = Partition(self.sites, alpha.numerator, alpha.denominator, self.cap_per_chapter, self.seed)
+        names, parts = site_names(self.sites), partition(corpus.private, plan)
+        if not all(parts):
+            raise DataError(
+                "a hospital got no text in this draw",
+                found=0,
+                expected="at least one text per hospital",
+                do="choose another seed or a larger alpha",
+                code="E514",
+            )
+        held_out = dict(zip(names, split_like(corpus.held_out, parts, self.seed), strict=True))
+        server = {"test": corpus.held_out, "public": corpus.public, "validation": corpus.validation}
+        own = {f"{name}-test": part for name, part in held_out.items() if part}
+        everything = {**dict(zip(names, parts, strict=True)), **own, **server}
+        files = {name: folder / f"{name}.csv" for name in everything}
+        for name, records in everything.items():
+            write_records(files[name], records)
+        return Written(
+            {name: files[name] for name in names},
+            files["test"],
+            {name: files[f"{name}-test"] for name in names if f"{name}-test" in files},
+            files["public"],
+            files["validation"],
+        )
+
+
+class TableSource(StrictModel):
+    """A table of persons at several sites: they are as they are; only the split is drawn."""
+
+    source: Literal["heart", "heart-severity", "bank"]
     description: Name
     seed: Seed
+
+    @property
+    def table(self) -> SiteTable:
+        """Rows, columns and labels."""
+        return TABLES[self.source]
 
     def sentence(self) -> str:
         """What the manifest says of the data, for people."""
         return f"{self.description}, split seed {self.seed}"
 
     def labels(self) -> tuple[str, ...]:
-        """Healthy and ill."""
-        return heart.LABELS
+        """Those of the table."""
+        return self.table.labels
 
     def write(self, folder: Path) -> Written:
-        """Split and write. Raises ModelError E502, DataError E512."""
-        return Written(*heart.write_sites(folder, self.seed))
+        """Split and write. Raises ModelError E502, DataError E511, E512."""
+        train, test = self.table.split(self.seed)
+        written = Written(
+            {site: folder / f"{site}.csv" for site in train},
+            folder / "test.csv",
+            {site: folder / f"{site}-test.csv" for site in test},
+        )
+        for site, rows in train.items():
+            write_records(written.sites[site], self.table.records(rows))
+            write_records(written.tests[site], self.table.records(test[site]))
+        write_records(written.test, self.table.records(pooled(test)))
+        return written
 
 
 class SiteSource(StrictModel):
@@ -126,7 +199,7 @@ class SiteSource(StrictModel):
         )
 
 
-Source = Icd10Source | HeartSource | SiteSource
+Source = Icd10Source | MedicalTextSource | TableSource | SiteSource
 
 
 def site_names(count: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ client that knows the model and the published sum recomputes the next model by i
 import numpy as np
 from numpy.typing import NDArray
 
+from ffm.plan import rotation_of
 from protocol.manifest import Manifest, ServerSpec
 from secagg.encoding import Values
 from secagg.errors import SecAggError
@@ -64,7 +65,8 @@ def parameters_of(model: Model, manifest: Manifest) -> Model:
 
 
 def next_model(model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest) -> Model:
-    """The model after a sum over `count` clients; piece by piece, without full float64 copies. SPEC 7.7.
+    """The model after a sum over `count` clients; piece by piece, without full float64 copies. A rotated sum goes back
+    first: exactly, by integers and a power of two. SPEC 7.7.
 
     The mean update is total / (scale * count) of differences (R1, C, none) by the number of clients in the sum, which
     is public, or -learning_rate / (scale * expected_batch) times the total of gradients (R2), whose divisor is public.
@@ -73,13 +75,15 @@ def next_model(model: Model, total: Values | NDArray[np.int32], count: int, mani
     factor, divisor = 1.0, float(manifest.aggregation.scale * count)
     if manifest.privacy.protocol == "R2":
         factor = -float(training.learning_rate)
-        divisor = float(manifest.privacy.scale * training.expected_batch)
+        divisor = float(manifest.aggregation.scale * training.expected_batch)
+    rotation = rotation_of(manifest)
+    steps = total if rotation is None else rotation.back(total)
     out = np.empty(len(model), dtype=np.float32)
     vectors, old = out.reshape(-1, size), model.reshape(-1, size)
     scratch = np.empty(_PIECE)
     for start in range(0, size, _PIECE):
         part = slice(start, start + _PIECE)
-        mean = np.divide(total[part], divisor, out=scratch[: len(total[part])])
+        mean = np.divide(steps[part], divisor, out=scratch[: len(steps[part])])
         if factor != 1.0:
             mean *= factor
         if training.server.optimizer == "fedavg":

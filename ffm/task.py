@@ -18,7 +18,7 @@ from dp.accountant import epsilon
 from dp.events import SampledGaussian
 from ffm.adapters import AdapterSettings, adapter_spec, build, refuse
 from ffm.errors import DataError
-from ffm.models import base_model_spec, locate
+from ffm.models import base_model_spec, check_context, locate
 from ffm.plan import attempt_mechanism
 from ffm.sources import Source
 from ffm.tasks import Task, find
@@ -97,12 +97,13 @@ class AggregationSettings(StrictModel):
     min_cohort: Annotated[int, Field(ge=3)]
     slots_per_word: Annotated[int, Field(ge=2, le=4)]
     chunk_words: Annotated[int, Field(ge=16, le=65536)]
+    rotation: Annotated[str, Field(pattern="^hadamard$")] | None = None  # R2 and C: for slots narrower than 32 bits
     assurance: Annotated[str, Field(pattern="^(masking|dual|he)$")] = "masking"
     limb_bits: Annotated[int, Field(ge=16, le=32)] | None = None  # None: the widest that num_clients allows
 
     def spec(self) -> dict[str, Any]:
         """The same in the manifest's words."""
-        plain = self.model_dump(exclude={"limb_bits"})
+        plain = self.model_dump(exclude={"limb_bits"}, exclude_none=True)
         if self.assurance == "masking":
             return plain
         bits = widest_limbs(self.num_clients) if self.limb_bits is None else self.limb_bits
@@ -268,7 +269,9 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         chosen.virtual_tokens,
         chosen.personal_head,
     )
-    model = build(task.load(folder, training, settings.adapter_seed), adapter, task.peft_type)
+    base = task.load(folder, training, settings.adapter_seed)
+    check_context(base, chosen.max_length + chosen.virtual_tokens)
+    model = build(base, adapter, task.peft_type)
     rate = Fraction(chosen.sampling)
     privacy = PrivacySpec.model_validate(
         {
@@ -305,7 +308,7 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         privacy=privacy,
         aggregation=aggregation,
     )
-    refuse(manifest.adapter, training, privacy)
+    refuse(manifest)
     check_budget(privacy, planned_releases(manifest, settings.privacy.spare_rounds))
     return manifest
 

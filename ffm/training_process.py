@@ -46,7 +46,7 @@ class TrainingProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._turn = asyncio.Lock()
-        self._integers = False  # what `train` answers
+        self._integers = 0  # that `train` answers; 0: reals, as many as it is given
 
     @classmethod
     async def spawn(cls, threads: int = 1, log: Path | None = None) -> "TrainingProcess":
@@ -99,7 +99,8 @@ class TrainingProcess:
                 data, E503, E505 and E507 adapter, E509 personal tensors, E524 and E525 device, E531 and E532 task);
                 E521 if the process ended.
         """
-        self._integers = parse_model(Manifest, "manifest", manifest).noise_in_shares
+        document = parse_model(Manifest, "manifest", manifest)
+        self._integers = document.vector_length if document.noise_in_shares else 0
         header, body = await self._request({"op": "load", **setup.header()}, manifest)
         initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
@@ -113,7 +114,7 @@ class TrainingProcess:
                 E523 device failure, E521 if the process ended; codes of `dp.errors` as they are.
         """
         _, body = await self._request({"op": "train", "round": round}, vector.astype("<f4").tobytes())
-        expected = (8 if self._integers else 4) * vector.size
+        expected = 8 * self._integers or 4 * vector.size
         if len(body) != expected:
             raise TrainingProcessError(
                 "the training process sent an update of another length",

@@ -13,10 +13,22 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from protocol import signed
-from protocol.bounds import LEAST_CLIENTS, MAX_SENSITIVITY, root_above, rounded_norm
+from protocol.bounds import (
+    DITHER,
+    FAIL,
+    LEAST_CLIENTS,
+    LEAST_ROTATED,
+    LN2,
+    MAX_SENSITIVITY,
+    block_root,
+    root_above,
+    rotated_length,
+    rounded_norm,
+    spread_norm,
+)
 from protocol.roster import Hex32, StrictModel, exactly, parse_model
 from secagg.encoding import SlotEncoding
-from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST
+from secagg.labels import MANIFEST_DIGEST, MODEL_DIGEST, ROTATION
 from secagg.params import SecAggParams
 from secagg.signing import SigningKey, VerifyKey
 from secagg.transcript import digest
@@ -31,8 +43,6 @@ DecimalString = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,14})(\.[0-9]{1,1
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-_LN2 = Fraction(694, 1000)  # rounded up
-_FAIL = 81 * _LN2
 
 
 class FileDigest(StrictModel):
@@ -200,6 +210,7 @@ class AggregationSpec(StrictModel):
     scale: Positive  # grid steps per unit of the aggregated update
     bound: Positive  # largest |value| of one client, in grid steps
     chunk_words: Annotated[int, Field(ge=16, le=65536)]
+    rotation: Literal["hadamard"] | None = None  # before the noise; the key is left out where nothing is rotated
 
     @model_validator(mode="after")
     def _locked(self) -> "AggregationSpec":
@@ -240,6 +251,8 @@ class Manifest(StrictModel):
                 f"C needs sums of at least {LEAST_CLIENTS} clients (min_cohort): with fewer its noise drowns the mean "
                 "of their updates; with few clients take R1 or R2"
             )
+        if self.rotated:
+            self._check_rotation()
         if self.noise_in_shares:
             self._check_shares()
         # Both constructors prove what they promise or raise ParameterError (a ValueError).
@@ -253,15 +266,29 @@ class Manifest(StrictModel):
             raise ValueError(
                 f"{name} needs masks: without them the decryptor sees uploads with a share of the noise only"
             )
-        if aggregation.scale != privacy.scale:
+        if not (name == "R2" and self.rotated) and aggregation.scale != privacy.scale:
             raise ValueError(f"{name} aggregates the integers of the mechanism: both scales must be equal")
         if self.sensitivity_steps > MAX_SENSITIVITY:
             raise ValueError(f"the sensitivity must be at most {MAX_SENSITIVITY} grid steps: lower clip_steps")
-        if privacy.noise_steps**2 < 100 * self.noise_shares:
+        if self.release_noise_steps**2 < 100 * self.noise_shares:
             raise ValueError("a share of the noise is too coarse for the certificate: its variance is below 100")
         least = self.largest_contribution()
         if aggregation.bound < least:
             raise ValueError(f"bound too small for the largest values and the noise: {name} needs at least {least}")
+
+    def _check_rotation(self) -> None:
+        """What can be rotated exactly. SPEC 5.4."""
+        privacy, root = self.privacy, block_root(self.adapter.size)
+        if not self.noise_in_shares:
+            raise ValueError("a rotation is for noise in shares (R2, C): its clients send integers")
+        if self.adapter.size < LEAST_ROTATED:
+            raise ValueError(f"a vector of fewer than {LEAST_ROTATED} values is not rotated")
+        if privacy.protocol == "R2":
+            divisor = Fraction(root * privacy.scale, self.aggregation.scale)
+            if divisor.denominator != 1 or divisor.numerator & (divisor.numerator - 1):
+                raise ValueError("the grid of rotated sums must be coarser by a power of two: change aggregation.scale")
+            if privacy.max_records * privacy.clip_steps * root >= 2**52:
+                raise ValueError("the sum of a silo may be too large to be rotated exactly: lower clip_steps")
 
     @property
     def noise_in_shares(self) -> bool:
@@ -274,29 +301,75 @@ class Manifest(StrictModel):
         return self.aggregation.min_cohort - self.aggregation.max_corrupt if self.noise_in_shares else 1
 
     @property
+    def rotated(self) -> bool:
+        """Whether clients send a rotated vector."""
+        return self.aggregation.rotation is not None
+
+    @property
+    def rotation_seed(self) -> bytes:
+        """Seed of the rotation's signs: public, from the adapter's."""
+        return digest(ROTATION, self.adapter.seed, self.adapter.size)
+
+    @property
+    def rotation_shift(self) -> int:
+        """R2: bits by which the grid of rotated sums is coarser, the root of the block included."""
+        root = block_root(self.adapter.size)
+        return (root * self.privacy.scale // self.aggregation.scale).bit_length() - 1
+
+    @property
+    def vector_length(self) -> int:
+        """Values that a client sends: the adapter's, or as many as whole blocks of the rotation hold."""
+        return rotated_length(self.adapter.size) if self.rotated else self.adapter.size
+
+    @property
+    def release_clip_steps(self) -> int:
+        """The clip norm in steps of the grid that is aggregated, rounded up."""
+        return ceil(Fraction(self.privacy.clip_steps * self.aggregation.scale, self.privacy.scale))
+
+    @property
+    def release_noise_steps(self) -> int:
+        """The noise in steps of the grid that is noised, rounded down: a coarser one for rotated sums."""
+        if self.rotated:
+            return self.privacy.noise_steps * self.aggregation.scale // self.privacy.scale
+        return self.privacy.noise_steps
+
+    @property
     def sensitivity_steps(self) -> int:
         """L2 norm by which one unit (a record; under C a client) moves what is noised, at most."""
-        p = self.privacy
-        return rounded_norm(p.clip_steps, self.adapter.size) if p.protocol == "C" else p.clip_steps
+        if self.privacy.protocol == "C":
+            return rounded_norm(self.privacy.clip_steps, self.vector_length)
+        if self.rotated:
+            return rounded_norm(self.release_clip_steps, self.vector_length, DITHER)
+        return self.privacy.clip_steps
+
+    @property
+    def largest_update(self) -> int:
+        """Of rotated vectors: the magnitude at which a client cuts values off, before the noise."""
+        return self.aggregation.bound - self._largest_noise
 
     def largest_contribution(self) -> int:
-        """R2, C: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8.
+        """R2, C: a magnitude that no value of a client exceeds but with probability 2^-80 a round. SPEC 10.8."""
+        return self._least_update() + self._largest_noise
 
-        The noise: 2·exp(-t^2 / 2v) for each coordinate (a discrete Gaussian is sub-Gaussian).
-        """
-        coordinates = _FAIL + (2 * self.adapter.size).bit_length() * _LN2
-        noise = root_above(2 * Fraction(self.privacy.noise_steps**2, self.noise_shares) * coordinates)
-        return self._largest_update() + noise
+    @property
+    def _largest_noise(self) -> int:
+        """Exceeded with probability 2^-81: 2·exp(-t^2 / 2v) for each value (a discrete Gaussian is sub-Gaussian)."""
+        coordinates = FAIL + (2 * self.vector_length).bit_length() * LN2
+        return root_above(2 * Fraction(self.release_noise_steps**2, self.noise_shares) * coordinates)
 
-    def _largest_update(self) -> int:
-        """Before the noise. C: the whole norm in one coordinate. R2: each row of the sample moves a coordinate by at
-        most clip_steps; the sample by Bernstein's inequality for max_records coins of probability q."""
-        p = self.privacy
+    def _least_update(self) -> int:
+        """Before the noise. C: the norm of one update. R2: each row of the sample adds at most the clip norm; the
+        sample by Bernstein's inequality for max_records coins of probability q."""
+        p, clients = self.privacy, self.aggregation.num_clients
         if p.protocol == "C":
-            return self.sensitivity_steps
+            whole = self.sensitivity_steps
+            return min(whole, spread_norm(p.clip_steps, self.adapter.size, clients)) if self.rotated else whole
         mean = p.sampling_probability * p.max_records
-        spread = 2 * mean * (1 - p.sampling_probability) * _FAIL
-        return min(ceil(mean + root_above(spread) + Fraction(2, 3) * _FAIL), p.max_records) * p.clip_steps
+        chance = 2 * mean * (1 - p.sampling_probability) * FAIL
+        rows = min(ceil(mean + root_above(chance) + Fraction(2, 3) * FAIL), p.max_records)
+        if self.rotated:
+            return spread_norm(rows * self.release_clip_steps, self.adapter.size, clients)
+        return rows * p.clip_steps
 
     @property
     def model_size(self) -> int:
@@ -311,7 +384,7 @@ class Manifest(StrictModel):
             max_corrupt=a.max_corrupt,
             max_dropouts=a.max_dropouts,
             min_cohort=a.min_cohort,
-            vector_length=self.adapter.size,
+            vector_length=self.vector_length,
             encoding=SlotEncoding(a.slots_per_word, a.scale, a.bound, a.num_clients),
             chunk_words=a.chunk_words,
             graph=a.graph,

@@ -2,11 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ffm import models
+from ffm.task import TaskSettings
 
 LLAMA_POSITIONS = 64
 
@@ -52,3 +54,43 @@ def save_tiny_llama(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models.locate("smollm2") / name, folder / name)
     return folder
+
+
+def language_settings(folder: Path, learns: str = "causal-lm", **model: Any) -> TaskSettings:
+    """Four clients who train a soft prompt on a base model in `folder`, under R1; `model` changes its section."""
+    section = {
+        "base_model": str(folder),
+        "method": "prompt",
+        "virtual_tokens": 4,
+        "max_length": 24,
+        "optimizer": "sgd",
+        "learning_rate": "0.1",
+        "rounds": 2,
+        "local_steps": 2,
+        "expected_batch": 4,
+        "sampling": "1/2",
+        "scale": 65536,
+        "clip_steps": 65536,
+        "noise_steps": 262144,
+        "aggregation_scale": 65536,
+        "aggregation_bound": 131072,
+    }
+    return TaskSettings.model_validate(
+        {
+            "task": "small-language-task",
+            "learns": learns,
+            "labels": ("no", "yes") if learns == "sequence-classification" else (),
+            "adapter_seed": 7,
+            "data": {"source": "sites", "description": "a few texts"},
+            "privacy": {"protocol": "R1", "epsilon": "8", "delta": "0.00001", "max_records": 1000, "spare_rounds": 0},
+            "aggregation": {
+                "num_clients": 4,
+                "max_corrupt": 1,
+                "max_dropouts": 1,
+                "min_cohort": 3,
+                "slots_per_word": 3,
+                "chunk_words": 1024,
+            },
+            "models": {"small": {**section, **model}},
+        }
+    )

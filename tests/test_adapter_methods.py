@@ -25,7 +25,7 @@ from dp.sampling import Csprng
 from ffm import adapters, models
 from ffm.adapters import AdapterSettings
 from ffm.errors import AdapterError
-from protocol.manifest import PrivacySpec, ServerSpec, TensorSpec, TrainingSpec
+from protocol.manifest import AggregationSpec, Manifest, ServerSpec, TensorSpec, TrainingSpec
 from tests.small_models import save_tiny_bert
 
 LABELS = ("heart", "lung", "skin")
@@ -327,12 +327,18 @@ def test_a_spec_that_shares_what_is_personal_is_refused(tiny_bert: Path) -> None
     assert caught.value.code == "E503"
 
 
-def test_rolora_under_moments_is_refused(tiny_bert: Path) -> None:
+def test_rolora_under_moments_or_a_rotation_is_refused(tiny_bert: Path) -> None:
     _, spec = fresh(tiny_bert, "rolora")
     plain = ServerSpec(optimizer="fedavg", learning_rate="1", beta1="0", beta2="0", tau="0")
     moments = ServerSpec(optimizer="fedyogi", learning_rate="1", beta1="0.9", beta2="0.99", tau="0.001")
-    privacy: Any = PrivacySpec.model_construct()
-    adapters.refuse(spec, TrainingSpec.model_construct(server=plain), privacy)
-    with pytest.raises(AdapterError, match="moments") as caught:
-        adapters.refuse(spec, TrainingSpec.model_construct(server=moments), privacy)
-    assert caught.value.code == "E507"
+
+    def under(server: ServerSpec, rotation: Any = None) -> Manifest:
+        training, aggregation = TrainingSpec.model_construct(server=server), AggregationSpec.model_construct()
+        turned = aggregation.model_copy(update={"rotation": rotation})
+        return Manifest.model_construct(adapter=spec, training=training, aggregation=turned)
+
+    adapters.refuse(under(plain))
+    for wrong, why in ((under(moments), "moments"), (under(plain, "hadamard"), "rotation")):
+        with pytest.raises(AdapterError, match=why) as caught:
+            adapters.refuse(wrong)
+        assert caught.value.code == "E507"

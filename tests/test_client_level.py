@@ -22,13 +22,14 @@ from dp.accountant import epsilon, in_unit, mechanisms
 from dp.audit import COMPARISONS
 from dp.audit_ledger import check_accountant, check_ledger
 from dp.budget import Budget, check_next
-from dp.client_level import LEAST_CLIENTS, ClientMechanism, bounded_update, conditional_round, norm_bound, root_above
+from dp.client_level import LEAST_CLIENTS, ClientMechanism, bounded_update, conditional_round
 from dp.errors import BudgetExceededError, UnsupportedMechanismError
 from dp.events import SampledGaussian, event_tree, parse
 from dp.ledger import Charge
+from dp.rounding import norm_bound, root_above
 from dp.sampling import Csprng
 from ffm.audit import claim_of_books
-from ffm.audit_client_level import check_client_level, check_sensitivity
+from ffm.audit_shares import check_client_level, check_sensitivity
 from ffm.cli.app import app
 from ffm.client_run import budget_of, round_charge
 from ffm.plan import attempt_mechanism, client_mechanism

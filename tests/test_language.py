@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import LLAMA_POSITIONS, save_tiny_llama
+from small_models import LLAMA_POSITIONS, language_settings, save_tiny_llama
 from torch import Tensor, nn
 
 from dp.errors import PrivacyError, UnsupportedMechanismError
@@ -18,6 +18,7 @@ from ffm import models
 from ffm.adapters import AdapterSettings, build
 from ffm.data import Record, read_pairs, read_texts
 from ffm.errors import DataError, ModelError
+from ffm.task import build_manifest
 from ffm.tasks import find
 from ffm.tasks.language import MASK_TOKEN
 from protocol.manifest import ServerSpec, TrainingSpec
@@ -221,10 +222,18 @@ def test_a_model_of_another_class_is_refused(name: str, base: str, code: str, ll
 @pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "sequence-classification"])
 def test_texts_longer_than_the_context_are_refused(name: str, llama: Path) -> None:
     limit, folder = (LLAMA_POSITIONS, llama) if name == "causal-lm" else (512, models.locate("bert-tiny"))
-    find(name).load(folder, training(name, limit, ("a", "b")), 1)
+    model = find(name).load(folder, training(name, limit, ("a", "b")), 1)
+    models.check_context(model, limit)
     with pytest.raises(ModelError, match="context") as caught:
-        find(name).load(folder, training(name, limit + 1, ("a", "b")), 1)
+        models.check_context(model, limit + 1)
     assert caught.value.code == "E510"
+
+
+def test_a_manifest_with_texts_longer_than_the_context_is_not_made(llama: Path) -> None:
+    assert build_manifest(language_settings(llama), "small").adapter.tensors
+    for changes in ({"max_length": LLAMA_POSITIONS + 1}, {"virtual_tokens": LLAMA_POSITIONS - 23}):
+        with pytest.raises(ModelError, match="context"):
+            build_manifest(language_settings(llama, **changes), "small")
 
 
 def test_a_missing_tokenizer_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from jsonschema import Draft202012Validator
 from report_sample import DIGEST, ROOT, attempt, facts, group, manifest, roster, statement
 
 from dp.accountant import epsilon
-from dp.client_level import norm_bound
 from dp.errors import PrivacyError
 from dp.events import SampledGaussian
 from dp.ledger import Charge
@@ -22,6 +21,7 @@ from dp.report_html import render_html
 from dp.report_markdown import render_markdown
 from dp.report_opendp import opendp_entry
 from dp.report_schema import schema
+from dp.rounding import norm_bound
 
 DELTA, CLIENTS, COHORT, CORRUPT, ROUNDS = Decimal("0.000001"), 504, 500, 24, 3
 SHARES, NOISE = COHORT - CORRUPT, 6 * 65536

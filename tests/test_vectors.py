@@ -91,7 +91,7 @@ def x25519(private: bytes, public: bytes) -> bytes:
 
 
 def stream(seed: bytes, count: int, first: int = 0) -> list[int]:
-    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305
+    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305  # noqa: S305
     blocks = b"".join(aes.update(b.to_bytes(16, "big")) for b in range(first // 2, (first + count) // 2 + 1))
     return [int.from_bytes(blocks[8 * i : 8 * i + 8], "little") for i in range(count)]
 
@@ -268,6 +268,44 @@ def test_slots(vector: dict[str, Any]) -> None:
     made = [sum(padded[i + j] << (j * width) for j in range(c)) for i in range(0, len(padded), c)]
     assert [f"{w:016x}" for w in made] == vector["gives"]
     assert encoding.unpack(np.array(made, dtype=np.uint64), len(g["values"]), 1).tolist() == g["values"]
+
+
+@pytest.mark.parametrize("vector", load("noise_shares"), ids=lambda v: v["operation"])
+def test_noise_shares(vector: dict[str, Any]) -> None:
+    """SPEC 5.4 and 10.11, in Python integers."""
+    g, gives, operation = vector["given"], vector["gives"], vector["operation"]
+    if operation in ("norm_bound", "rotated_sensitivity"):
+        tail, clip, size = 1000, g["clip"], g["size"]
+        if operation == "rotated_sensitivity":
+            root, size = padded(size)
+            tail, clip = 10604, -(-clip * root // 2 ** g["shift"])
+        up = isqrt(size - 1) + 1
+        square = 4000 * clip**2 + 1000 * size + 2 * tail * (2 * clip + up)  # 4000 times what D2 squared has to reach
+        assert gives == clip + up or 4000 * gives**2 >= square > 4000 * (gives - 1) ** 2
+        return
+    size = g["size"] if operation == "rotate_back" else len(g["values"])
+    root, length = padded(size)
+    parts = (b"secagg/v1/rotation", g["adapter_seed"].to_bytes(8, "big"), size.to_bytes(8, "big"))
+    seed = hashlib.sha256(bytes([0, 0, 0, 3]) + b"".join(len(p).to_bytes(4, "big") + p for p in parts)).digest()
+    aes = Cipher(AES256(seed), ECB()).encryptor()  # noqa: S305
+    bits = b"".join(aes.update(b.to_bytes(16, "big")) for b in range(length // 128 + 1))
+    signs = [-1 if bits[i // 8] >> i % 8 & 1 else 1 for i in range(length)]
+
+    def hadamard(x: list[int]) -> list[int]:
+        m = root**2
+        return [sum((-1) ** ((i % m) & j).bit_count() * x[i // m * m + j] for j in range(m)) for i in range(length)]
+
+    if operation == "rotate":
+        values = g["values"] + [0] * (length - size)
+        assert gives == hadamard([s * v for s, v in zip(signs, values, strict=True)])
+    else:
+        assert gives == [s * v for s, v in zip(signs, hadamard(g["total"]), strict=True)][:size]
+
+
+def padded(size: int) -> tuple[int, int]:
+    """Root of the rotation's block, and the rotated length."""
+    root = max(2**k for k in range(11) if 16 * 4**k <= size)
+    return root, -(-size // root**2) * root**2
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ffm.adapters.flat import (
 from ffm.adapters.method import AdapterSettings, Method, is_head
 from ffm.adapters.registry import METHODS, find
 from ffm.errors import AdapterError
-from protocol.manifest import AdapterSpec, PrivacySpec, TensorSpec, TrainingSpec
+from protocol.manifest import AdapterSpec, Manifest, TensorSpec
 
 __all__ = [
     "METHODS",
@@ -151,9 +151,9 @@ def _check_personal(here: AdapterSpec, spec: AdapterSpec) -> None:
         )
 
 
-def refuse(spec: AdapterSpec, training: TrainingSpec, privacy: PrivacySpec) -> None:
-    """Raise AdapterError E507 where the method cannot run under this training, with the reason."""
-    find(spec.method).refuse(training, privacy)
+def refuse(manifest: Manifest) -> None:
+    """Raise AdapterError E507 where the method cannot run under the rest of the manifest, with the reason."""
+    find(manifest.adapter.method).refuse(manifest)
 
 
 def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path, base_name: str) -> None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ffm.adapters.method import AdapterSettings, Method, is_head, new_modules, start_uniform, targets
 from ffm.errors import AdapterError
-from protocol.manifest import PrivacySpec, TrainingSpec
+from protocol.manifest import Manifest
 
 
 class PeftMethod(Method):
@@ -125,12 +125,20 @@ class RoLora(Lora):
         """B and the head in odd rounds, A in even ones."""
         return (".lora_A." in tensor) == (round_ % 2 == 0)
 
-    def refuse(self, training: TrainingSpec, privacy: PrivacySpec) -> None:
-        """Moments of the server's optimizer would go on moving what is to stand still."""
-        if training.server.optimizer != "fedavg":
+    def refuse(self, manifest: Manifest) -> None:
+        """Moments of the server's optimizer, and noise that a rotation spreads, would move what is to stand still."""
+        if manifest.rotated:
+            raise AdapterError(
+                "rolora takes no rotation: it would spread the noise over the half that stands still",
+                found='aggregation.rotation = "hadamard"',
+                expected="no rotation",
+                do="use slots of 32 bits, or choose another method",
+                code="E507",
+            )
+        if manifest.training.server.optimizer != "fedavg":
             raise AdapterError(
                 "rolora needs a server step without moments: they would move the half that stands still",
-                found=training.server.optimizer,
+                found=manifest.training.server.optimizer,
                 expected="fedavg",
                 do='set server.optimizer = "fedavg", or choose another method',
                 code="E507",

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ffm.errors import AdapterError
 from ffm.seeded import SeededStream
-from protocol.manifest import PrivacySpec, TrainingSpec
+from protocol.manifest import Manifest
 
 HEADS: Final = frozenset({"classifier", "score"})  # what PEFT itself takes for the head of a sequence classifier
 
@@ -61,8 +61,8 @@ class Method:
         """Whether the tensor is trained in round `round_` >= 1; what is not has an update of exactly zero."""
         return True
 
-    def refuse(self, training: TrainingSpec, privacy: PrivacySpec) -> None:
-        """Raise AdapterError E507 for training under which the method would not be what its name says."""
+    def refuse(self, manifest: Manifest) -> None:
+        """Raise AdapterError E507 for a manifest under which the method would not be what its name says."""
 
     def factors(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         """By layer the matrices B (scaled) and A whose product changes the layer's weight; none where nothing is

@@ -7,10 +7,11 @@ from ffm.adapters.inplace import BitFit, Full
 from ffm.adapters.lora import FedSaLora, FfaLora, Lora, RoLora
 from ffm.adapters.method import Method
 from ffm.adapters.prefix import Prefix
+from ffm.adapters.prompt import Prompt
 from ffm.errors import AdapterError
 
 METHODS: Final[Mapping[str, Method]] = {
-    method.name: method for method in (FfaLora(), Lora(), RoLora(), FedSaLora(), BitFit(), Prefix(), Full())
+    method.name: method for method in (FfaLora(), Lora(), RoLora(), FedSaLora(), BitFit(), Prefix(), Prompt(), Full())
 }
 
 

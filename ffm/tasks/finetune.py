@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from dp.objective import Classification, Dataset
 from ffm.data import Record, read_records, tokenize
-from ffm.models import check_context, load_classifier
+from ffm.models import load_classifier
 from ffm.ranking import log_odds, twice_wins
 from ffm.tasks.interface import Scores
 from protocol.manifest import TrainingSpec
@@ -29,7 +29,7 @@ class SequenceClassification(Classification):
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Encoder or decoder with a classification head."""
-        return check_context(load_classifier(folder, training.labels, seed), training.max_length)
+        return load_classifier(folder, training.labels, seed)
 
     def read(self, path: Path, training: TrainingSpec) -> tuple[Record, ...]:
         """CSV with the columns text,label."""

@@ -20,7 +20,7 @@ from dp.objective import FIELDS, IDS, IGNORED, LABELS, MASK, Batch, Dataset, che
 from dp.sampling import Csprng
 from ffm.data import Record, read_pairs, read_texts, with_padding
 from ffm.errors import DataError, ModelError
-from ffm.models import check_context, load_causal_lm, load_masked_lm, vocabulary
+from ffm.models import load_causal_lm, load_masked_lm, vocabulary
 from ffm.tasks.interface import Scores
 from protocol.manifest import TrainingSpec
 
@@ -60,7 +60,7 @@ class _LanguageModel:
         device = next(model.parameters()).device
         with torch.no_grad():
             logits = model(input_ids=dataset[IDS][:1].to(device), attention_mask=dataset[MASK][:1].to(device)).logits
-        if logits.ndim != 3 or logits.shape[1] != labels.shape[1]:
+        if logits.ndim != 3 or logits.shape[1] < labels.shape[1]:
             expected = "(records, tokens, vocabulary)"
             raise UnsupportedMechanismError("logits", found=tuple(logits.shape), expected=expected, code="E224")
         check_range("labels", predicted, int(logits.shape[2]))
@@ -95,7 +95,8 @@ class _LanguageModel:
     def _log_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(records,) each: sum over the predicted tokens in nats, and their number."""
         logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits
-        logits, labels = self._predicted(logits, batch[LABELS])
+        # The virtual tokens of a soft prompt stand before the text and predict nothing.
+        logits, labels = self._predicted(logits[:, -batch[LABELS].shape[1] :], batch[LABELS])
         chosen = labels != IGNORED
         losses = nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
         # Spread over (records, tokens) and summed by row: in the same order on every device.
@@ -116,7 +117,7 @@ class MaskedLanguageModel(_LanguageModel):
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Encoder with its own head; nothing is drawn."""
-        return check_context(load_masked_lm(folder), training.max_length)
+        return load_masked_lm(folder)
 
     def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
         """`labels`: the tokens that may be hidden."""
@@ -162,7 +163,7 @@ class CausalLanguageModel(_LanguageModel):
 
     def load(self, folder: Path, training: TrainingSpec, seed: int) -> PreTrainedModel:
         """Decoder; nothing is drawn."""
-        return check_context(load_causal_lm(folder), training.max_length)
+        return load_causal_lm(folder)
 
     def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
         """All tokens are labels."""
