@@ -55,8 +55,8 @@ class Variant:
 VARIANTS = (*(Variant(name) for name in METHODS), Variant("ffa-lora", True), Variant("fedsa-lora", True))
 
 
-def row_of(variant: Variant, settings: TaskSettings, seed: int) -> dict[str, Any]:
-    """Train and measure one variant."""
+def row_of(variant: Variant, settings: TaskSettings, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and measure one variant; also the error of each layer in the last round."""
     models = {SECTION: variant.settings(settings.models[SECTION])}
     arms = Arms.load(seeded(settings.model_copy(update={"models": models}), seed), SECTION, seed)
     federation, adapter = arms.federation, arms.manifest.adapter
@@ -67,7 +67,8 @@ def row_of(variant: Variant, settings: TaskSettings, seed: int) -> dict[str, Any
         for place, test in ((place, arms.tests[arms.names[place]]) for place in places)
     ]
     first, last = errors[0].total, errors[-1].total
-    return {
+    layers = [{"layer": x.layer, "error": x.error, "relative": x.relative} for x in errors[-1].layers]
+    row = {
         "method": variant.name,
         "shared": adapter.size,
         "personal": len(trained.personal[0]),
@@ -79,6 +80,7 @@ def row_of(variant: Variant, settings: TaskSettings, seed: int) -> dict[str, Any
         "global": sum(shared["accuracy"] for shared, _ in pairs) / len(pairs),
         "own": sum(own["accuracy"] for _, own in pairs) / len(pairs),
     }
+    return row, layers
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -91,21 +93,23 @@ def main(arguments: Sequence[str]) -> None:
     data = settings.data.model_copy(update={"cap_per_class": options.cap})
     settings = settings.model_copy(update={"data": data, "models": {SECTION: like}})
     wanted = [v for v in VARIANTS if options.only is None or v.name in options.only.split(";")]
-    rows = []
+    rows, layers = [], {}
     for variant in wanted:
-        rows.append(row_of(variant, settings, options.seed))
+        row, layers[variant.name] = row_of(variant, settings, options.seed)
+        rows.append(row)
         print(variant.name, file=sys.stderr, flush=True)
     exact = [row["relative, last round"] for row in rows if row["exact"]]
     about = " ".join((__doc__ or "").split("[--seed 1]")[1].split())
     report = Report(
         benchmark="adaptation",
         title="Methods of adaptation: error of averaging, personal parts",
-        what=f"{about} {options.rounds} rounds of {like.local_steps} local steps, at most {options.cap} training records of "
-        f"a chapter, seed {options.seed}.",
+        what=f"{about} {options.rounds} rounds of {like.local_steps} local steps, at most {options.cap} training "
+        f"records of a chapter, seed {options.seed}.",
         repetitions=1,
         rows=rows,
         bars=[Bar("largest relative error of a method that calls itself exact", max(exact, default=0.0), EXACT)],
         packages=("torch", "transformers", "peft", "opacus"),
+        extra={"layers, last round": layers},
     )
     publish(report, options)
 
