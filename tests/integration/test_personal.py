@@ -1,4 +1,4 @@
-"""FedSA-LoRA with personal heads as users run it: processes, one of them killed; what stays at a site is nowhere else."""
+"""FedSA-LoRA with personal heads as users run it, one process killed; what stays at a site is nowhere else."""
 
 from collections.abc import Iterator
 from pathlib import Path
