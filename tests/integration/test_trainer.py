@@ -1,11 +1,13 @@
 """examples/trainer as it stands, with fewer rounds: three processes with Hugging Face Trainers and a server, gRPC on
 loopback, masks and all."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -14,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from ffm import models
 from ffm.data import icd10_records, label_names, read_records
 from ffm.tasks.finetune import predict
+from tests.small_models import save_tiny_bert
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "trainer"
@@ -43,3 +46,34 @@ def test_three_trainers_learn_one_model(tmp_path: Path) -> None:
         guesses = predict(model, {**rows, "labels": truth}).argmax(axis=1)
         expected.append(f"{float((guesses == truth.numpy()).mean()):.3f}")
     assert sorted(score for _, score in said) == sorted(expected)
+
+
+def _two(base: Path, out: Path, method: str) -> subprocess.CompletedProcess[str]:
+    out.mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["-m", "tests.integration.two_processes", str(base), str(out), method]
+    return subprocess.run(
+        [*launch, *script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=420,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_client_train_together(tmp_path: Path) -> None:
+    base = save_tiny_bert(tmp_path / "base")
+    done = _two(base, tmp_path / "out", "fedsa-lora")
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = {path.name: np.frombuffer(path.read_bytes(), np.float32) for path in (tmp_path / "out").glob("*.f32")}
+    assert "updates-1.f32" not in out  # the first alone speaks to the server
+    updates = out["updates-0.f32"].reshape(3, -1)
+    assert all(np.count_nonzero(update) > 0.4 * update.size for update in updates)
+    for rank in (0, 1):  # equal copies: the last common model, and one state of personal tensors
+        assert np.array_equal(out[f"model-{rank}.f32"], out["last-0.f32"])
+        assert np.array_equal(out[f"personal-{rank}.f32"], out["personal-0.f32"])
+    refused = _two(base, tmp_path / "halves", "rolora")
+    assert refused.returncode != 0
+    assert "train the same tensors in every round" in refused.stderr
