@@ -36,7 +36,10 @@ QUICK: dict[str, tuple[str, ...]] = {
     "peers": ("--clients", "5", "--length", "3000", "--repetitions", "1"),
     "round": ("--length", "30000", "--repetitions", "1"),
     "heart": ("--seeds", "1", "--rounds", "2"),
+    "bank": ("--seeds", "1", "--rounds", "2"),
     "scale": ("--clients", "5,20", "--lengths", "1000,10000"),
+    "rotation": ("--length", "2000", "--repetitions", "1"),
+    "training": ("--batch", "8", "--steps", "1", "--repetitions", "1"),
     "he": ("--clients", "3", "--length", "13000"),
 }
 

@@ -62,7 +62,7 @@ class Consortium:
         self.size = size
         self._memo = memo
         self.ids = tuple(ClientId(i) for i in range(1, size.clients + 1))
-        self.manifest = _manifest(size)
+        self.manifest = manifest_of(size)
         self.server_key = SigningKey.from_bytes(_derived("server"))
 
     @cached_property
@@ -160,7 +160,7 @@ def _public(key: SigningKey) -> str:
     return key.verify_key.to_bytes().hex()
 
 
-def _manifest(size: Size) -> Manifest:
+def manifest_of(size: Size) -> Manifest:
     n = size.clients
     corrupt = size.max_corrupt if size.max_corrupt is not None else default_max_corrupt(n, size.graph)  # type: ignore[arg-type]
     body = {

@@ -33,10 +33,12 @@ class Budget:
             )
 
 
-def check_next(charges: Iterable[Charge], next_charge: Charge, budget: Budget) -> Accounting:
+def check_next(charges: Iterable[Charge], next_charge: Charge, budget: Budget, rounds: int = 1) -> Accounting:
     """Account for the ledger plus the next charge, before anything is drawn, trained or sent.
 
-    The decision is the certified ε by PLD. A charge that stands in the ledger already is not counted twice.
+    The decision is the certified ε by PLD. A charge that stands in the ledger already is not counted twice. With
+    `rounds`, for as many charges like the next one: a task that the budget would stop half-way is refused before its
+    first round, while nothing is spent for a model that nobody gets.
 
     Returns:
         What will have been spent after the charge.
@@ -46,14 +48,16 @@ def check_next(charges: Iterable[Charge], next_charge: Charge, budget: Budget) -
         UnsupportedMechanismError: a client's budget over a ledger with record-level charges.
     """
     spent = list(charges)
-    after = spent if any(c.key == next_charge.key for c in spent) else [*spent, next_charge]
+    after = spent if any(c.key == next_charge.key for c in spent) else [*spent, *[next_charge] * rounds]
     result = epsilon(in_unit(after, budget.unit), budget.delta, prv=False)
     if not result.within(budget.epsilon):
         now = epsilon(in_unit(spent, budget.unit), budget.delta, prv=False)
         at = f"at δ = {budget.delta:f}, {UNITS[budget.unit]}"
         raise BudgetExceededError(
-            f"round {next_charge.round}, attempt {next_charge.attempt} would exceed the privacy budget",
-            found=f"spent ε = {now.epsilon}, with this round ε = {result.epsilon} {at}",
+            f"round {next_charge.round}, attempt {next_charge.attempt} would exceed the privacy budget"
+            if rounds == 1
+            else f"the {rounds} rounds of {next_charge.task} would exceed the privacy budget",
+            found=f"spent ε = {now.epsilon}, with {'this round' if rounds == 1 else 'them'} ε = {result.epsilon} {at}",
             expected=f"at most ε = {budget.epsilon} {at}",
             do="stop training on these data; a larger budget needs a new manifest signed by the owner",
         )

@@ -59,7 +59,7 @@ def bounded_update(
     Zeros for an update that is not finite."""
     values = np.asarray(update, dtype=np.float64) * float(mechanism.scale)
     if not np.isfinite(np.linalg.norm(values)):
-        return np.zeros(mechanism.length, dtype=np.int64)
+        return np.zeros(len(values) if mechanism.rotation is None else mechanism.length, dtype=np.int64)
     if mechanism.rotation is not None:
         values = mechanism.rotation.of_reals(values)
     norm, clip = float(np.linalg.norm(values)), mechanism.clip_steps * (1 - _CLIP_ROOM)

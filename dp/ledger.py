@@ -143,6 +143,15 @@ class PrivacyLedger:
         """Everything ever charged, in order."""
         return tuple(charge for charge, _ in self._charges.values())
 
+    @property
+    def last_charged(self) -> Charge | None:
+        """When a record of this population was last charged: task, manifest, round and attempt. None: never.
+
+        A round charges everybody in the population alike, whether sampled or not: who was sampled is nobody's to know.
+        The ledger keeps no clock; rows are in the order in which they were made durable.
+        """
+        return next(reversed(self._charges.values()))[0] if self._charges else None
+
     def rows(self) -> tuple[Row, ...]:
         """All rows with the genesis row, for the report."""
         return self._store.rows()

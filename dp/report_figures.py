@@ -150,7 +150,7 @@ def noised_scale(manifest: Mapping[str, Any]) -> int:
 
 def rotated(manifest: Mapping[str, Any]) -> bool:
     """Whether clients send a rotated vector."""
-    return "rotation" in manifest["aggregation"]
+    return manifest["aggregation"].get("rotation") is not None
 
 
 def iso(unix: int) -> str:

@@ -90,6 +90,13 @@ class TrainingOutcome:
     records_seen: int
 
 
+def check(model: nn.Module, dataset: Dataset, objective: Objective = CLASSIFICATION) -> None:
+    """Raise whatever `train` and `noised_sum` would refuse before anything is drawn: before a site joins anything."""
+    with _train_mode(model):
+        _refuse_unsupported(model, [p for p in model.parameters() if p.requires_grad])
+        Records(model, dataset, objective)
+
+
 def noised_sum(
     model: nn.Module, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, objective: Objective = CLASSIFICATION
 ) -> NDArray[np.int64]:

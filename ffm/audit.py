@@ -48,7 +48,7 @@ from secagg import __version__
 from secagg.errors import SecAggError
 
 PERSON = "person"
-EXAMPLES = ("hospital", "heart")
+EXAMPLES = ("hospital", "heart", "bank")
 _PACKAGES = ("torch", "opacus", "peft", "transformers", "numpy")
 _SITES = ("*/client.toml", "sites/*/client.toml", "consortium/sites/*/client.toml")  # several sites at once
 _MEMBERSHIP_STEPS = 60  # of the black-box row, at most
@@ -241,7 +241,7 @@ def _no_subject(target: str) -> SecAggError | AuditError:
     return AuditError(
         "there is nothing to audit here",
         found=target,
-        expected="a site's folder, a run folder of a demo, a manifest.json, or an example: hospital, heart",
+        expected="a site's folder, a run folder of a demo, a manifest.json, or an example: hospital, heart, bank",
         do="secagg audit hospital",
         code="E702",
     )

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dp.accountant import in_unit
+from dp import accountant
 from dp.audit import Finding, Integers, Trace
 from dp.audit_noise import NoiseTally, check_streams
 from dp.client_level import ClientMechanism, bounded_update
@@ -117,10 +117,10 @@ def check_units(manifest: Manifest) -> Finding:
     release = attempt_mechanism(manifest)
     other = replace(release, unit="record", shares=1)
     try:
-        mixed = len(in_unit([release, other], "client")) > 0
+        mixed = len(accountant.in_unit([release, other], "client")) > 0
     except UnsupportedMechanismError:
         mixed = False
-    moved = Fraction(in_unit([release], "record")[0].clip_steps, release.clip_steps)
+    moved = Fraction(accountant.in_unit([release], "record")[0].clip_steps, release.clip_steps)
     return Finding(
         "accountant: clients and records in accounts of their own",
         f"both in one client-level account: {'taken' if mixed else 'refused'}; a record moves {moved} of the bound",

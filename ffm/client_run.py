@@ -114,6 +114,7 @@ class ClientRun:
         self._update: RoundUpdate | None = None
         self.on_event: Event = lambda event: None
         self.upload_limit: int | None = None
+        self.last_model: Model | None = None  # that the last published sum gave, where this client could follow it
 
     async def run(self) -> int:
         """Take part until the server ends the task; the number of rounds that ended with our masked input in the sum.
@@ -238,13 +239,18 @@ class ClientRun:
                 do="restore the journal of this site; a second release would not be paid for",
                 code="E217",
             )
-        after = await asyncio.to_thread(check_next, self._ledger.charges(), charge, budget_of(manifest))
+        spent = self._ledger.charges()
+        if not any(known.manifest_digest == charge.manifest_digest for known in spent):
+            left = manifest.training.rounds - message.round + 1  # whoever begins shall be able to finish
+            await asyncio.to_thread(check_next, spent, charge, budget_of(manifest), left)
+        after = await asyncio.to_thread(check_next, spent, charge, budget_of(manifest))
         self.on_event(
             {
                 "event": "budget",
                 "round": message.round,
                 "epsilon_after": after.epsilon,
                 "delta": manifest.privacy.delta,
+                "unit": manifest.privacy.unit,
             }
         )
 
@@ -308,6 +314,7 @@ class ClientRun:
             message.model_digest,
             await asyncio.to_thread(verified_next, manifest, ctx, before, message, data),
         )
+        self.last_model = self._next[1]
 
     async def _finish(self, message: Finished) -> None:
         self._leave()

@@ -9,6 +9,7 @@ With DP the gradient of a record has to be a function of that record alone. Meas
   far more than the last bits of float32, so that is refused.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def prepared(model: nn.Module, base: PreTrainedModel, manifest: Manifest, comput
         )
     parts: Any = base
     try:
-        parts.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            parts.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     except (ValueError, AttributeError, NotImplementedError):
         raise TrainingProcessError(
             "this base model cannot compute its layers twice",

@@ -267,10 +267,19 @@ def tokenize(
 ) -> Mapping[str, torch.Tensor]:
     """Tensors for `dp.training.train`: int64 `input_ids` and `attention_mask` (records, width), `labels` (records,).
 
-    `width` is the longest text in tokens, at most `max_length`; longer texts are cut at the end.
+    `width` is the longest text in tokens, at most `max_length`; longer texts are cut at the end. Raises DataError E513
+    for a label that is not among `labels`.
     """
     with_padding(tokenizer)
     number = {label: index for index, label in enumerate(labels)}
+    if any(record.label not in number for record in records):
+        raise DataError(
+            "a record has a label that the manifest does not know",
+            found="an unknown label",
+            expected=f"one of the manifest's {len(number)} labels, spelled alike",
+            do="correct the label, or ask the owner for a manifest that has it",
+            code="E513",
+        )
     encoded = tokenizer(
         [record.text for record in records],
         padding="longest",

@@ -28,6 +28,8 @@
 | E525 | a way to compute that this training does not allow |
 | E531 | a task that is not there |
 | E532 | a task's own file that cannot be loaded or holds another task |
+| E533 | a way of continual learning that these settings cannot carry |
+| E541 | a Trainer of Hugging Face that cannot train for this federation |
 """
 
 from secagg.errors import SecAggError

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dp.errors import UnsupportedMechanismError
@@ -33,6 +34,7 @@ from protocol.manifest import Manifest
 
 OnRound = Callable[[int, Model], None]
 OnUpdates = Callable[[Model, Sequence[Update], Sequence[Vector]], None]  # parameters before; personal tensors after
+Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
 
 
 def _ignore(*_: object) -> None:
@@ -55,11 +57,14 @@ class Federation:
     sites: tuple[Dataset, ...] = field(repr=False)
     start: Model = field(repr=False)
     personal_start: Vector = field(repr=False)  # of the tensors that stay at a site; mostly empty
+    step: Step = next_model
 
     @classmethod
-    def load(cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]]) -> "Federation":
+    def load(
+        cls, manifest: Manifest, base_model: Path, sites: Sequence[Sequence[Record]], task_file: Path | None = None
+    ) -> "Federation":
         """Build model and tensors. Raises the errors of `ffm.learner` and of the task."""
-        return cls.of(Learner.load(manifest, base_model), sites)
+        return cls.of(Learner.load(manifest, base_model, task_file=task_file), sites)
 
     @classmethod
     def of(cls, learner: Learner, sites: Sequence[Sequence[Record]]) -> "Federation":
@@ -187,7 +192,7 @@ class Federation:
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)
                 updates.append(update)
             on_updates(parameters, updates, personal)
-            model = next_model(model, total, len(sites), self.manifest)
+            model = self.step(model, total, len(sites), self.manifest)
             on_round(round_, model)
         return Personalised(model, tuple(personal))
 

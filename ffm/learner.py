@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.objective import IDS, Dataset, Objective
 from dp.sampling import Csprng
-from dp.training import NOT_FINITE, DpSgdPlan, noised_sum, train
+from dp.training import NOT_FINITE, DpSgdPlan, check, noised_sum, train
 from ffm.adapters import (
     build_from_spec,
     check_vector,
@@ -30,6 +31,7 @@ from ffm.adapters import (
 )
 from ffm.compute import HalfPrecision, prepared
 from ffm.data import Record
+from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
 from ffm.models import check_context, load_tokenizer, vocabulary
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
@@ -97,6 +99,10 @@ class Learner:
         """The flat vector as it stands; right after `load`, what the manifest's seed gives."""
         return flatten(self.model, self.manifest.adapter)
 
+    def put(self, vector: Vector) -> None:
+        """Set the shared tensors. Raises on NaN or wrong shapes."""
+        load_flat(self.model, self.manifest.adapter, vector)
+
     def personal(self) -> Vector:
         """The personal tensors as they stand; right after `load`, what the manifest's seed gives. Often empty."""
         return flatten_personal(self.model, self.manifest.adapter)
@@ -106,8 +112,21 @@ class Learner:
         load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
-        """The records as the task wants them."""
+        """The records as the task wants them. Raises DataError E514 where there are none."""
+        if not records:
+            raise DataError(
+                "a site without records",
+                found=0,
+                expected="at least one record",
+                do="leave the site out, or give it data",
+                code="E514",
+            )
         return self.task.tensors(self.tokenizer, records, self.manifest.training)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise what training on these tensors would refuse: a label out of range (PrivacyError E226), an adapter that
+        trains nothing (E229), a task that couples records (E225); now, while nothing is drawn or charged."""
+        check(self.model, dataset, self.task)
 
     def update(self, vector: Vector, dataset: Dataset, plan: DpSgdPlan, rng: Csprng, round_: int) -> Update:
         """One round: start at `vector`, train by `plan`, give trained minus global (float32); in grid steps (int64)
@@ -123,8 +142,7 @@ class Learner:
                     return _spread(noised_sum(self.model, dataset, plan, rng, objective), moving)
                 plan = replace(plan, learning_rate=1.0)
             if plan.client is not None:
-                change = self.plain_change(vector, dataset, plan, rng)
-                return _spread(plan.client.privatize(change[moving], rng), moving)
+                return as_share(self.plain_change(vector, dataset, plan, rng), plan.client, moving, rng)
             train(self.model, dataset, plan, rng, objective)
         change = flatten(self.model, self.manifest.adapter) - vector
         check_vector(change, self.manifest.adapter)
@@ -161,6 +179,13 @@ class Learner:
         if self.compute.precision == "float32":
             return self.task
         return HalfPrecision(self.task, torch.device(self.compute.device).type)
+
+
+def as_share(
+    change: Vector, mechanism: ClientMechanism, moving: np.ndarray[Any, np.dtype[np.bool_]], rng: Csprng
+) -> Update:
+    """Protocol C: a client's whole change, bounded and noised; NaN counts as zero."""
+    return _spread(mechanism.privatize(change[moving], rng), moving)
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int64]], moving: np.ndarray[Any, np.dtype[np.bool_]]) -> Update:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from ffm import heart
+from ffm.bank import BANK
 from ffm.corpus import share_out, tabular_texts
 from ffm.data import (
     Partition,
@@ -25,9 +25,12 @@ from ffm.data import (
     write_records,
 )
 from ffm.errors import DataError
+from ffm.heart import HEART, SEVERITY
+from ffm.tables import SiteTable, pooled
 from protocol.manifest import Name, Positive
 from protocol.roster import StrictModel
 
+TABLES: Final[Mapping[str, SiteTable]] = {"heart": HEART, "heart-severity": SEVERITY, "bank": BANK}
 HOSPITALS = ("riverside", "hillcrest", "st-anna", "lakeview", "northgate")
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 FractionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
@@ -136,24 +139,39 @@ class MedicalTextSource(StrictModel):
         )
 
 
-class HeartSource(StrictModel):
-    """The four hospitals of the heart example: they are as they are; only the split is drawn."""
+class TableSource(StrictModel):
+    """A table of persons at several sites: they are as they are; only the split is drawn."""
 
-    source: Literal["heart"]
+    source: Literal["heart", "heart-severity", "bank"]
     description: Name
     seed: Seed
+
+    @property
+    def table(self) -> SiteTable:
+        """Rows, columns and labels."""
+        return TABLES[self.source]
 
     def sentence(self) -> str:
         """What the manifest says of the data, for people."""
         return f"{self.description}, split seed {self.seed}"
 
     def labels(self) -> tuple[str, ...]:
-        """Healthy and ill."""
-        return heart.LABELS
+        """Those of the table."""
+        return self.table.labels
 
     def write(self, folder: Path) -> Written:
-        """Split and write. Raises ModelError E502, DataError E512."""
-        return Written(*heart.write_sites(folder, self.seed))
+        """Split and write. Raises ModelError E502, DataError E511, E512."""
+        train, test = self.table.split(self.seed)
+        written = Written(
+            {site: folder / f"{site}.csv" for site in train},
+            folder / "test.csv",
+            {site: folder / f"{site}-test.csv" for site in test},
+        )
+        for site, rows in train.items():
+            write_records(written.sites[site], self.table.records(rows))
+            write_records(written.tests[site], self.table.records(test[site]))
+        write_records(written.test, self.table.records(pooled(test)))
+        return written
 
 
 class SiteSource(StrictModel):
@@ -181,7 +199,7 @@ class SiteSource(StrictModel):
         )
 
 
-Source = Icd10Source | MedicalTextSource | HeartSource | SiteSource
+Source = Icd10Source | MedicalTextSource | TableSource | SiteSource
 
 
 def site_names(count: int) -> tuple[str, ...]:

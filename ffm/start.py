@@ -6,7 +6,8 @@ process), the server's certificate; only then is the server dialled.
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
 from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, write_report
+from ffm.round_update import Trainer
 from ffm.server_run import ServerRun, write_atomic
 from ffm.site import Site
 from ffm.step import Model, initial_model, model_bytes, parameters_of
@@ -99,7 +101,7 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     """
     _require_role(site, "server")
     site.check_certificate(datetime.now(UTC))
-    state = _state_folder(site)
+    state = private_state(site)
     run_folder = _run_folder(state, site, options.run_folder)
     journal = ServerJournal(state / f"journal-{site.manifest.digest().hex()[:16]}.sqlite", site.manifest.digest())
     rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
@@ -130,29 +132,53 @@ async def participate(site: Site, options: ClientOptions, on_event: Event) -> in
     Raises:
         DocumentError, TransportError, ProtocolError, PrivacyError, SecAggError: As named, each with what to do.
     """
+    with _books(site) as books:
+        state = private_state(site)
+        async with await TrainingProcess.spawn(options.threads, state / "training.log") as training:
+            setup = await asyncio.to_thread(_local_setup, site, options)
+            loaded = await training.load(site.manifest.to_bytes(), setup)
+            on_event({"event": "loaded", "parameters": loaded.parameters})
+            return (await _take_part(site, training, (books, loaded.initial), on_event, options.upload_limit))[0]
+
+
+async def participate_with(site: Site, trainer: Trainer, initial: Model, on_event: Event) -> tuple[int, Model | None]:
+    """As `participate`, with a trainer of the caller's own; also the last model that this client knows.
+
+    `initial`: the parameters that the manifest's seed gives.
+    """
+    with _books(site) as books:
+        return await _take_part(site, trainer, (books, initial), on_event)
+
+
+Books = tuple[ClientJournal, PrivacyLedger]
+
+
+@contextmanager
+def _books(site: Site) -> Iterator[Books]:
+    """A client's journal and privacy ledger, after the checks that need neither a server nor a model."""
     _require_role(site, "client")
     site.check_certificate(datetime.now(UTC))
-    state = _state_folder(site)
-    digest = site.manifest.digest()
-    documents = (site.roster, site.manifest, site.manifest.secagg_params())
-    setup = ClientSetup(site.client_id, site.identity, *documents, _scheme(site))
-    with PrivacyLedger.open(
-        state / "ledger" / f"{POPULATION}.sqlite", silo=site.settings.name, population=POPULATION
-    ) as ledger:
+    _check_library(site)
+    state, digest = private_state(site), site.manifest.digest()
+    path = state / "ledger" / f"{POPULATION}.sqlite"
+    with PrivacyLedger.open(path, silo=site.settings.name, population=POPULATION) as ledger:
         journal = ClientJournal(state / f"journal-{digest.hex()[:16]}.sqlite", site.client_id, digest)
         try:
-            async with await TrainingProcess.spawn(options.threads, state / "training.log") as training:
-                loaded = await training.load(
-                    site.manifest.to_bytes(), await asyncio.to_thread(_local_setup, site, options)
-                )
-                on_event({"event": "loaded", "parameters": loaded.parameters})
-                await _reachable(site)
-                async with AggregationClient(*site.address, site.tls, _waiting(on_event)) as rpc:
-                    run = ClientRun(setup, rpc, training, (journal, ledger), loaded.initial)
-                    run.on_event, run.upload_limit = on_event, options.upload_limit
-                    return await run.run()
+            yield journal, ledger
         finally:
             journal.close()
+
+
+async def _take_part(
+    site: Site, trainer: Trainer, start: tuple[Books, Model], on_event: Event, upload_limit: int | None = None
+) -> tuple[int, Model | None]:
+    documents = (site.roster, site.manifest, site.manifest.secagg_params())
+    setup = ClientSetup(site.client_id, site.identity, *documents, _scheme(site))
+    await _reachable(site)
+    async with AggregationClient(*site.address, site.tls, _waiting(on_event)) as rpc:
+        run = ClientRun(setup, rpc, trainer, *start)
+        run.on_event, run.upload_limit = on_event, upload_limit
+        return await run.run(), run.last_model
 
 
 async def decrypt(site: Site, on_event: Event) -> int:
@@ -172,7 +198,7 @@ async def decrypt(site: Site, on_event: Event) -> int:
             code="E357",
         )
     _check_library(site)
-    state, digest = _state_folder(site), site.manifest.digest()
+    state, digest = private_state(site), site.manifest.digest()
     setup = DecryptorSetup(site.identity, site.roster, site.manifest, site.manifest.secagg_params())
     journal = DecryptorJournal(state / f"journal-{digest.hex()[:16]}.sqlite", digest)
     try:
@@ -246,7 +272,8 @@ def _require_role(site: Site, role: str) -> None:
         )
 
 
-def _state_folder(site: Site) -> Path:
+def private_state(site: Site) -> Path:
+    """The folder of a site's own state: journal, ledger, personal tensors."""
     path = site.folder / "state"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -256,7 +283,7 @@ def _local_setup(site: Site, options: ClientOptions) -> LocalSetup:
     chosen = site.settings
     device = options.device or chosen.device
     compute = Compute(device, options.threads, chosen.precision, chosen.checkpointing, chosen.physical_batch)
-    personal = personal_file(_state_folder(site), site.manifest)
+    personal = personal_file(private_state(site), site.manifest)
     return LocalSetup(_base_model(site), options.data or site.data, site.task_file, personal, compute)
 
 

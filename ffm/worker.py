@@ -71,7 +71,9 @@ class LocalTraining:
             )
         learner = Learner.load(manifest, setup.base_model, setup.compute, setup.task_file)
         personal = PersonalState.open(manifest, setup.personal, learner.personal())
-        return cls(learner, learner.tensors(records), personal, Csprng.from_os())
+        dataset = learner.tensors(records)
+        learner.check(dataset)
+        return cls(learner, dataset, personal, Csprng.from_os())
 
     @property
     def model(self) -> nn.Module:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 
 import ffm.audit
-from dp import accountant, budget, training
+from dp import accountant, budget, client_level, rotation, training
 from dp.audit import AuditResult, Finding, guarded
 from dp.audit_ledger import check_accountant, check_ledger, check_persons
 from dp.audit_planted import Effort, planted_checks
@@ -25,6 +25,7 @@ from dp.ledger import Charge, PrivacyLedger
 from dp.mechanism import GaussianMechanism
 from dp.objective import Classification
 from dp.report_checks import statement_checks
+from dp.rotation import RotatedSum
 from dp.sampling import Csprng
 from ffm import audit_pipeline, client_run, worker
 from ffm.audit import claim_of, claim_of_books
@@ -32,6 +33,7 @@ from ffm.audit_encoding import check_encoding
 from ffm.audit_model import Planted, check_generator, check_processes
 from ffm.audit_pipeline import CanaryTraining
 from ffm.audit_rounds import check_rounds
+from ffm.audit_shares import check_client_level, check_rotated
 from ffm.client_run import round_charge
 from ffm.learner import plan_of
 from ffm.models import locate
@@ -75,6 +77,25 @@ def shared() -> Manifest:
     )
 
 
+@lru_cache(maxsize=1)
+def narrow() -> Manifest:
+    """The same with a rotation, on a coarser grid."""
+    body = shared().model_dump(mode="python", exclude_none=True)
+    body["aggregation"] |= {"rotation": "hadamard", "scale": 2**10, "bound": 2**22}
+    return Manifest.model_validate(body)
+
+
+@lru_cache(maxsize=1)
+def whole_clients() -> Manifest:
+    """A small task under C: 520 clients, of whom 475 shares count."""
+    body = manifest().model_dump(mode="python", exclude_none=True)
+    claim = {"protocol": "C", "unit": "client", "adjacency": "zero-out", "scale": 64, "clip_steps": 4}
+    body["privacy"] |= {**claim, "noise_steps": 2000}
+    body["aggregation"] |= {"graph": "ring", "num_clients": 520, "max_corrupt": 25, "min_cohort": 500}
+    body["aggregation"] |= {"max_dropouts": 10, "scale": 64, "bound": 2**21, "slots_per_word": 2}
+    return Manifest.model_validate(body)
+
+
 def small_audit(seed: int, parts: tuple[str, ...] = PARTS) -> AuditResult:
     """The audit's checks; `parts` of them."""
     torch.set_num_threads(1)
@@ -87,6 +108,8 @@ def small_audit(seed: int, parts: tuple[str, ...] = PARTS) -> AuditResult:
             CanaryTraining.of(r2.adapter, plan_of(r2)), claim_of(r2), EFFORT, rng, Csprng.from_os
         ),
         "rounds": lambda: check_rounds(r2, 200_000, rng),
+        "rotated": lambda: check_rotated(narrow(), (200_000, 50_000), rng),
+        "clients": lambda: check_client_level(whole_clients(), (200_000, 50_000), rng),
         "model": lambda: [check_generator(_planted())],
         "process": _processes,
         "books": lambda: _books(m),
@@ -156,6 +179,9 @@ def _statement(m: Manifest) -> list[Finding]:
 def _joining(silo: str, record: bytes) -> AbstractContextManager[object]:
     """One record more in the data."""
     return patch.dict(SILOS, {silo: [*SILOS[silo], record]})
+
+
+_RELEASED = "return (plan.mechanism if plan.rotated is None else plan.rotated).privatize(total, rng)"
 
 
 @dataclass(frozen=True)
@@ -459,7 +485,50 @@ FAULTS = (
         "no share is added",
         "rounds",
         "variance of all",
-        (audit_pipeline, "noised_sum", ("return plan.mechanism.privatize(total, rng)", "return total")),
+        (audit_pipeline, "noised_sum", (_RELEASED, "return total")),
+    ),
+    fault(
+        "whole updates rounded away from zero, and their norm not compared",
+        "clients",
+        "no update moves the sum too far",
+        (
+            client_level,
+            "conditional_round",
+            ("steps = stochastic_round(rng, values)", "steps = np.rint(values + np.sign(values) / 2).astype(np.int64)"),
+            ("if float(np.dot(wide, wide)) <= float(most**2):", "if wide is not None:"),
+        ),
+    ),
+    fault(
+        "a client-level round that costs a record as little as the client",
+        "clients",
+        "accounts of their own",
+        (accountant, "in_unit", ("clip_steps=2 * e.clip_steps", "clip_steps=e.clip_steps")),
+    ),
+    fault(
+        "clients and records added up in one account",
+        "clients",
+        "accounts of their own",
+        (accountant, "in_unit", ("if any(e.unit != unit for e in events):", "if False:")),
+    ),
+    fault(
+        "a rotation that is no rotation",
+        "rotated",
+        "no row moves the sum too far",
+        (rotation, "_both_sides", ("small @ blocks @ small", "2 * (small @ blocks @ small)")),
+    ),
+    fault(
+        "rotated sums cut off after the noise",
+        "rotated",
+        "Gaussian law",
+        (
+            RotatedSum,
+            "privatize",
+            (
+                "return self.noise.privatize(self.released(total, rng), rng)",
+                "late = self.noise.noise_steps\n"
+                "    return np.clip(self.noise.privatize(self.released(total, rng), rng), -late, late)",
+            ),
+        ),
     ),
     Fault("one record in two clients", "records", "nobody is in the data", lambda: _joining("south", b"north 7")),
     Fault("two records of one person, K not enforced", "records", "nobody", lambda: _joining("north", b"north 7")),

@@ -175,6 +175,22 @@ def test_the_budget_refuses_the_round_before_it_starts(path: Path) -> None:
         check_next(ledger.charges(), charge(1, digest=OTHER_RUN), budget)
 
 
+def test_a_task_that_the_budget_would_stop_half_way_is_refused_before_its_first_round(path: Path) -> None:
+    delta = Decimal("0.000001")
+    three = epsilon([charge(r) for r in range(3)], delta, prv=False).epsilon
+    with opened(path) as ledger:
+        assert ledger.last_charged is None
+        for round_ in (7, 5):
+            ledger.charge(charge(round_))
+        assert ledger.last_charged == charge(5)  # the last one written, not the highest round
+        budget = Budget(Decimal(three), delta)
+        check_next(ledger.charges(), charge(1, digest=OTHER_RUN), budget)  # one round fits
+        with pytest.raises(BudgetExceededError, match="the 2 rounds of") as refused:
+            check_next(ledger.charges(), charge(1, digest=OTHER_RUN), budget, 2)
+        four = epsilon([charge(r) for r in range(4)], delta, prv=False).epsilon
+    assert f"with them ε = {four}" in str(refused.value) and refused.value.code == "E201"
+
+
 def test_an_attempt_that_stands_in_the_ledger_is_not_counted_twice() -> None:
     budget = Budget(Decimal("8"), Decimal("0.000001"))
     assert check_next([charge(1)], charge(1), budget) == check_next([], charge(1), budget)

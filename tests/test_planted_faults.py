@@ -24,7 +24,7 @@ def test_a_clean_pipeline_raises_no_alarm(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("part", ["shares", "rounds", "shared books"])
+@pytest.mark.parametrize("part", ["shares", "rounds", "shared books", "rotated", "clients"])
 def test_clean_shares_raise_no_alarm(part: str, seed: int) -> None:
     result = small_audit(seed, (part,))
     assert [f"{finding.name}: {finding.found} ({finding.bound})" for finding in result.violations] == []

@@ -109,7 +109,7 @@ def audit(
     subject: Annotated[
         str,
         typer.Argument(
-            help="a site's folder, a demo's run folder, a manifest.json, or hospital, or heart", metavar="SUBJECT"
+            help="a site's folder, a demo's run folder, a manifest.json, or hospital, heart, or bank", metavar="SUBJECT"
         ),
     ],
     data: Annotated[
@@ -252,6 +252,15 @@ def privacy_plan(
         show_plan(settings, model, Output(format_))
 
 
+@privacy_app.command("spent")
+def privacy_spent(site: SiteArgument, format_: FormatOption = Format.text) -> None:
+    """What has this site's population spent over all tasks, when was it last charged? From the site's own ledger."""
+    with reported(format_):
+        from ffm.cli.spent import show_spent
+
+        show_spent(site, Output(format_))
+
+
 @demo_app.command("hospital")
 def demo_hospital(
     model: Annotated[
@@ -282,9 +291,39 @@ def demo_heart(
 ) -> None:
     """Four real hospitals learn together with little data: noise in shares inside the sum (protocol R2)."""
     with reported(format_):
-        from ffm.cli.demo_heart import run
+        from ffm.cli.demo_table import run
 
-        run(out, device, settings, seeds, Output(format_))
+        run(("heart", settings), out, device, seeds, Output(format_))
+
+
+@demo_app.command("bank")
+def demo_bank(
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="repetitions of the comparison", min=1)] = 1,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Five banks judge credit risk together (protocol R2), beside logistic regression on the table."""
+    with reported(format_):
+        from ffm.cli.demo_table import run
+
+        run(("bank", settings), out, device, seeds, Output(format_))
+
+
+@demo_app.command("run")
+def demo_run(
+    settings: Annotated[Path, typer.Argument(help="the task's settings", metavar="SETTINGS.toml")],
+    model: Annotated[str | None, typer.Option("--model", help="section of the settings; default: the first")] = None,
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    format_: FormatOption = Format.text,
+) -> None:
+    """Play any settings whose source lays out records, a task of one's own included; scores as its task gives them."""
+    with reported(format_):
+        from ffm.cli.demo_run import run
+
+        run(settings, model, out, device, Output(format_))
 
 
 @join_app.command("request")

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dp.budget import UNITS
+
 
 class Format(enum.StrEnum):
     """How a command prints."""
@@ -84,7 +86,7 @@ def describe(event: dict[str, Any]) -> str:
                 return f"{where}exact sum over {ids(event['masked'])} released"
             return f"{where}no sum: {event['reason']}"
         case "budget":
-            after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, record, add/remove"
+            after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, {UNITS[event.get('unit', 'record')]}"
             return f"{where}within the budget: {after}, this round included"
         case "joined":
             return f"{where}joined " + ("again, with the same update" if event.get("same_update") else "and training")

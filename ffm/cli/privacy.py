@@ -12,8 +12,9 @@ from rich.table import Table
 
 from dp.accountant import ABOVE_CEILING, calibrate, epsilon, in_unit
 from dp.budget import UNITS
-from dp.errors import PrivacyError
+from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.events import SampledGaussian
+from dp.report_figures import NO_CERTIFICATE
 from dp.report_trust import adversaries
 from dp.rounding import norm_bound
 from ffm.cli.output import Format, Output
@@ -99,7 +100,7 @@ def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
     for adversary in adversaries(json.loads(manifest.to_bytes())):
         guarantee = adversary.shares is not None
         seen = adversary.sees(planned, of_this_task=True)
-        cost = epsilon([seen], delta, prv=False).epsilon if guarantee else "none"
+        cost = _epsilon_against(seen, delta) if guarantee else "none"
         noise = f"{seen.noise_steps / seen.clip_steps:.4f}" if guarantee else "none"
         rows.append({"adversary": adversary.who, "noise_multiplier": noise, "epsilon": cost})
     unit = UNITS[manifest.privacy.unit]
@@ -131,6 +132,14 @@ def show_plan(settings_path: Path, model: str | None, out: Output) -> None:
         f"{value['summands']} {'updates' if manifest.privacy.protocol == 'C' else 'gradients'}, if all point the same "
         f"way, at most {value['largest_signal']}: signal over noise at most {value['signal_to_noise']}",
     )
+
+
+def _epsilon_against(seen: SampledGaussian, delta: Decimal) -> str:
+    """ε, or why there is none: one share alone may be too coarse for a certificate."""
+    try:
+        return epsilon([seen], delta, prv=False).epsilon
+    except UnsupportedMechanismError:
+        return NO_CERTIFICATE
 
 
 def _signal(manifest: Manifest) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from fuzz.attempts import N, consortium, recorded
+from fuzz.dice import Dice
+from fuzz.harness import Violation
+from fuzz.json_mutate import JsonMutator
 from simulator import Simulation, random_values
 
 from dp.errors import PrivacyError
 from dp.ledger import PrivacyLedger
 from dp.store import ChainedStore, canonical
 from ffm.client_run import round_charge
-from fuzz.attempts import N, consortium, recorded
-from fuzz.dice import Dice
-from fuzz.harness import Violation
-from fuzz.json_mutate import JsonMutator
 from protocol.codec import encode_client
 from protocol.rpc.attempt_log import AttemptLog, Begun
 from protocol.rpc.journal import ClientJournal, ServerJournal

@@ -10,6 +10,7 @@ from fuzz.doors import Door, corpus
 from fuzz.harness import Violation, smaller_bytes
 from fuzz.mutate import Mutator
 from fuzz.wire import annotated
+
 from protocol.errors import RemoteProtocolError
 
 # Python's own objects of one decode, as multiples of the door's size limit (protobuf's arena is not seen here: the

@@ -10,6 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from fuzz.attempts import consortium
+from fuzz.dice import Dice
+from fuzz.harness import Violation
+from fuzz.json_mutate import JsonMutator
 from simulator import Federation, insecure_rng, make_manifest
 
 from dp.ledger import PrivacyLedger
@@ -18,10 +22,6 @@ from ffm.client_run import STATEMENT_KIND, round_charge, statement_body
 from ffm.joining import REQUEST_KIND, JoinRequest, verify_request
 from ffm.report_files import Documents, gather
 from ffm.server_run import RunState
-from fuzz.attempts import consortium
-from fuzz.dice import Dice
-from fuzz.harness import Violation
-from fuzz.json_mutate import JsonMutator
 from protocol import manifest, roster, signed
 from protocol.errors import DocumentError, ProtocolError
 from protocol.messages import Statement

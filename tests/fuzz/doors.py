@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
-
 from fuzz import rules
 from fuzz.dice import Dice
 from fuzz.wire import BYTES, VARINT, Node, serialise
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
 from protocol import codec
 from protocol._pb import secagg_pb2 as pb
 from protocol.messages import ClientMessage, ServerMessage

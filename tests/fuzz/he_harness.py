@@ -13,9 +13,9 @@ from typing import Final, cast
 import numpy as np
 import zstandard
 from ciphertexts import Sealed, framed, unframed, varint
-
 from fuzz.dice import Dice
 from fuzz.harness import Violation
+
 from secagg.he import guard
 from secagg.he.bfv import Bfv
 from secagg.he.errors import CiphertextError, DisagreementError

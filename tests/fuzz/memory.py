@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-
 from fuzz.doors import Door
 from fuzz.wire import BYTES, VARINT, Node, serialise, varint
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
 from protocol.errors import RemoteProtocolError
 
 # Times the size limit of the frame: what one decode may add to resident memory, beside one allocator's floor.

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-
 from fuzz.dice import Dice
 from fuzz.wire import BYTES, END_GROUP, FIXED32, FIXED64, GROUP, VARINT, Node, parse, serialise
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 Place = tuple[list[Node], int]  # a field, by the list that holds it
 

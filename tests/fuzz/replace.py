@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fuzz.dice import Dice
+
 from protocol.messages import (
     AdvertiseKeys,
     KeyList,

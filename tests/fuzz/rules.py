@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fuzz.dice import Dice
 from hypothesis import strategies as st
 
-from fuzz.dice import Dice
 from protocol import codec
 from protocol.encrypted import MAX_KEY
 from protocol.release import MAX_SEGMENT

@@ -22,6 +22,7 @@ from fuzz.doors import DOORS
 from fuzz.harness import Violation
 from fuzz.replace import Pool, by_client, by_server
 from fuzz.rules import sample
+
 from protocol import codec
 from protocol.client import ClientSession
 from protocol.client_states import Aborted

@@ -31,11 +31,16 @@ class Drill:
     size: int
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[int] = field(default_factory=list)
+    kept: list[tuple[int, int]] = field(default_factory=list)  # round, and charges in the ledger at that moment
+    charges: Callable[[], int] = lambda: 0
 
     async def train(self, round_: int, model: Model) -> Model:
         self.calls.append(round_)
         await self.gate.wait()
         return np.full(self.size, (self.client + 10 * round_ + 100 * len(self.calls)) / 1024, dtype=np.float32)
+
+    async def keep(self, round_: int) -> None:
+        self.kept.append((round_, self.charges()))
 
 
 @dataclass
@@ -57,6 +62,7 @@ class Party:
         folder = self.hub.folder / f"client-{self.client}"
         self.journal = ClientJournal(folder / "journal.sqlite", self.client, f.manifest.digest())
         self.ledger = PrivacyLedger.open(folder / "ledger.sqlite", silo=f"site-{self.client}", population="records")
+        self.drill.charges = lambda: len(self.charges())
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> int:

@@ -89,6 +89,33 @@ def test_an_aborted_attempt_is_tried_again_with_the_very_same_values(tmp_path: P
     assert c.run.state.rounds[1].masked == [1, 2, 3, 4]
 
 
+def test_personal_tensors_are_kept_when_they_are_paid_for_and_never_before(tmp_path: Path) -> None:
+    """Kept once a round, after the charge and before the upload; a training that is thrown away is not kept."""
+    before: list[Any] = []
+
+    async def scenario(c: Consortium) -> None:
+        for number in (3, 4):
+            c.parties[number].drill.gate.clear()
+        run = asyncio.create_task(finished(c))
+        for number in (1, 2):
+            await c.parties[number].until("trained")
+        while not all(c.parties[number].charges() for number in (1, 2)):
+            await asyncio.sleep(0.02)
+        for number in (3, 4):
+            before.extend(c.parties[number].drill.kept)
+            await c.parties[number].restart()
+        await c.hub.until("aborted", round=1, attempt=0)
+        await run
+        assert before == []  # trained, or training, but not paid for
+        for party in c.parties.values():
+            assert party.drill.kept == [(1, 1)]  # once, also where the values went out in two attempts
+        # 200 shared values, three to a word, 16 words to a chunk; with the personal ones it would be six chunks.
+        assert {e["of"] for e in c.hub.named("upload")} == {5}
+
+    personal = [{"name": "own", "shape": [50]}]
+    play(federation(N, training__rounds=1, adapter__personal=personal), tmp_path, scenario)
+
+
 def test_an_attempt_that_ends_during_training_costs_neither_training_nor_charge(tmp_path: Path) -> None:
     async def scenario(c: Consortium) -> None:
         for party in c.parties.values():

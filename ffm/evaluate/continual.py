@@ -1,0 +1,188 @@
+"""`secagg evaluate --task continual`: five hospitals whose diagnoses arrive in periods of new chapters.
+
+Every way to live (`ffm.tasks.continual`) on the same stream, rounds and samples, with DP and without; "everything at
+once" has all periods' records from the beginning and as many rounds as a whole life. Average accuracy, forgetting and
+transfer over all hospitals' test records; "worst" is the average accuracy of the hospital where it is worst.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from statistics import fmean
+from typing import Final
+
+from dp.accountant import epsilon
+from dp.ledger import PrivacyLedger
+from dp.sampling import Csprng
+from ffm.data import Record, icd10_records, split_by_code
+from ffm.errors import DataError
+from ffm.evaluate.arms import Say, download_bytes, pinned, seeded, upload_bytes, without_dp
+from ffm.evaluate.study import NO_DP, Claim, Row, Study
+from ffm.learner import Learner
+from ffm.lifelong import lifelong
+from ffm.models import locate
+from ffm.periods import Period, by_labels
+from ffm.sources import Icd10Source
+from ffm.task import TaskSettings, build_manifest, load_settings
+from ffm.tasks.continual import METHODS, Life, Seen, Way, table_of
+from protocol.manifest import Manifest
+
+PERIODS: Final = 3
+AT_ONCE: Final = "everything at once"
+_KEY: Final = "accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """One seed's stream and a loader of fresh learners."""
+
+    settings: TaskSettings
+    name: str
+    periods: tuple[Period, ...]
+    seed: int
+
+    def learner(self, private: bool, rounds: int = 1) -> Learner:
+        """At its start; for `rounds` times the rounds of one period."""
+        settings = self.settings if private else without_dp(self.settings)
+        model = settings.models[self.name]
+        longer = model.model_copy(update={"rounds": model.rounds * rounds})
+        manifest = build_manifest(settings.model_copy(update={"models": {self.name: longer}}), self.name)
+        return Learner.load(manifest, locate(model.base_model))
+
+    def rng(self, *parts: object) -> Csprng:
+        """Pinned, so that a table can be made again."""
+        return pinned(self.seed, self.settings.task, *parts)
+
+
+def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+    """All ways for every seed. `folder`: of the example, with `continual.toml`."""
+    settings = load_settings(folder / "continual.toml")
+    if quick:
+        settings = _smaller(settings)
+    name = next(iter(settings.models))
+    rows: list[Row] = []
+    spent: list[str] = []
+    by_site: dict[str, list[float]] = {}
+    for seed in seeds:
+        bench = _Bench(settings, name, stream(seeded(settings, seed)), seed)
+        for private in (False, True):
+            for method in METHODS:
+                say(f"seed {seed}: {method}{' with DP' if private else ''}")
+                rows.append(_life(bench, method, private, by_site, spent))
+            rows.append(_at_once(bench, private))
+    model, p = settings.models[name], settings.privacy
+    ways = f"{p.protocol}, ε = {p.epsilon}"
+    study = Study(
+        task="continual",
+        title="Continual learning: diagnoses in periods of new chapters",
+        what=f"{settings.data.sentence()}; {PERIODS} periods of {18 // PERIODS} chapters each. BERT-tiny, FFA-LoRA, "
+        f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
+        f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps one record in four of "
+        "a period's worth. adapter-per-period is told of which period a test record is, the others are not.",
+        headline="average",
+        rows=tuple(rows),
+        quick=quick,
+        notes=tuple(dict.fromkeys(spent)),
+        extra={"average accuracy by hospital": by_site},
+    )
+    return study.with_claims(
+        [
+            Claim(
+                f"replay forgets less than sequential, {privacy}",
+                _mean(study, "sequential", privacy) - _mean(study, "replay", privacy),
+                0.0,
+                True,
+            )
+            for privacy in (NO_DP, ways)
+        ]
+    )
+
+
+def stream(settings: TaskSettings) -> tuple[Period, ...]:
+    """The hospital example's records in periods. Raises DataError E515 for another source."""
+    source = settings.data
+    if not isinstance(source, Icd10Source):
+        raise DataError("continual learning is shown on diagnoses", expected='data.source = "icd10"', code="E515")
+    plan = source.partition()
+    return by_labels(split_by_code(icd10_records(), plan.cap_per_class, plan.seed), PERIODS, plan)
+
+
+def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[float]], spent: list[str]) -> Row:
+    learner, began = bench.learner(private), time.perf_counter()
+    way = Way(method, private=private)
+    with tempfile.TemporaryDirectory() as folder:
+        book = Path(folder) / "book.sqlite"
+        books = [PrivacyLedger.open(book, silo="one of them", population="records")] if private else []
+        life = Life(learner, way, bench.rng(method, private), books)
+        seen = life.scores(bench.periods)
+        for period in bench.periods:
+            life.live(period)
+            seen += life.scores(bench.periods)
+        for ledger in books:
+            spent.append(_said(ledger, learner.manifest))
+            ledger.close()
+    sites = [lifelong(table_of(seen, _KEY, site)).average for site in range(1, len(bench.periods[0].train) + 1)]
+    by_site[f"{method}, {'DP' if private else NO_DP}, seed {bench.seed}"] = [round(value, 4) for value in sites]
+    return _row(bench, learner.manifest, method, seen, time.perf_counter() - began)
+
+
+def _at_once(bench: _Bench, private: bool) -> Row:
+    """One period that holds them all."""
+    learner, began = bench.learner(private, len(bench.periods)), time.perf_counter()
+    whole = Period("all", *(_united(bench.periods, side) for side in ("train", "test")))
+    life = Life(learner, Way("sequential", private=private), bench.rng(AT_ONCE, private))
+    life.live(whole)
+    seen = [replace(one, after=len(bench.periods)) for one in life.scores(bench.periods)]
+    average = fmean(one.scores[_KEY] for one in seen if one.site == 0)
+    row = _row(bench, learner.manifest, AT_ONCE, [], time.perf_counter() - began)
+    return replace(row, scores={"average": average})
+
+
+def _united(periods: Sequence[Period], side: str) -> tuple[tuple[Record, ...], ...]:
+    parts = [getattr(period, side) for period in periods]
+    return tuple(tuple(record for part in parts for record in part[site]) for site in range(len(parts[0])))
+
+
+def _row(bench: _Bench, manifest: Manifest, method: str, seen: Sequence[Seen], seconds: float) -> Row:
+    """Figures of a whole life; `seen`: empty where there is but one period to see."""
+    p = manifest.privacy
+    figures, worst = {}, math.nan
+    if seen:
+        figures = asdict(lifelong(table_of(seen, _KEY, 0)))
+        sites = range(1, len(bench.periods[0].train) + 1)
+        worst = min(lifelong(table_of(seen, _KEY, site)).average for site in sites)
+    rounds = bench.settings.models[bench.name].rounds * len(bench.periods)
+    arrived = sum(len(site) for period in bench.periods for site in period.train)
+    return Row(
+        method=method,
+        privacy=NO_DP if p.protocol == "none" else f"{p.protocol}, ε = {p.epsilon}",
+        seed=bench.seed,
+        scores=figures,
+        worst=worst,
+        samples=round(rounds * p.sampling_probability * arrived / len(bench.periods)),
+        bytes_up=upload_bytes(manifest),
+        bytes_down=download_bytes(manifest),
+        seconds=seconds,
+    )
+
+
+def _said(book: PrivacyLedger, manifest: Manifest) -> str:
+    """What a hospital's ledger says after the life."""
+    p, last = manifest.privacy, book.last_charged
+    after = epsilon(book.charges(), Decimal(p.delta))
+    when = "never" if last is None else f"in round {last.round} of {last.task}"
+    return f"A hospital's ledger after the life: ε = {after.epsilon} at δ = {p.delta}; last charged {when}."
+
+
+def _mean(study: Study, method: str, privacy: str) -> float:
+    return fmean(r.scores["forgetting"] for r in study.rows if (r.method, r.privacy) == (method, privacy))
+
+
+def _smaller(settings: TaskSettings) -> TaskSettings:
+    data = settings.data.model_copy(update={"cap_per_class": 100})
+    models = {name: model.model_copy(update={"rounds": 4}) for name, model in settings.models.items()}
+    return settings.model_copy(update={"data": data, "models": models})

@@ -1,0 +1,307 @@
+"""Continual learning of any task: the clients' data arrive in periods, and one model lives through them.
+
+Each period is a manifest of its own that starts from the model before, so each is signed, budgeted and reported like
+any other run, and the privacy ledger of a silo's population runs on through the whole life. Ways to live:
+
+- sequential: train on what arrives, and nothing else
+- replay: each site keeps some of its earlier records and trains on them again. They are charged again, like all records
+  of the population in every round
+- ewc: elastic weight consolidation (Kirkpatrick et al. 2017; one running anchor, Schwarz et al. 2018): what mattered so
+  far is held back
+- adapter-per-period: every period has an adapter of its own on the same base model. Nothing is forgotten; whoever asks
+  has to say of which period the question is, and nothing is carried over
+
+EWC's Fisher information is the mean square of the released, noised sums of gradients, less the known variance of their
+noise: post-processing, so it costs no privacy, and everybody who has the sums has it. The mean over a row of a tensor
+(a label's row of the head) or over a whole narrow tensor is taken, since single values drown in the noise. Its penalty
+acts after the server step, as the proximal step (p + c·anchor) / (1 + c) with c = strength · importance. Inside the
+loss it would be clipped with the record's gradient and crowd it out; so it is exact, cannot diverge, and touches
+released parameters alone. Clients who check "next model = last model + published sum" (SPEC 7.7) would have to know c
+and anchor: no manifest says them yet, so EWC runs in one process only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp.budget import check_next
+from dp.ledger import PrivacyLedger
+from dp.sampling import Csprng, poisson_sample
+from ffm.client_run import budget_of, round_charge
+from ffm.data import Record
+from ffm.errors import DataError, TaskError
+from ffm.federation import Federation
+from ffm.learner import Learner, Vector
+from ffm.periods import Period
+from ffm.step import Model, initial_model, next_model, parameters_of
+from ffm.tasks.interface import Scores
+from protocol.manifest import AdapterSpec, Manifest
+
+METHODS: Final = ("sequential", "replay", "ewc", "adapter-per-period")
+_WIDE: Final = 64  # values in a row that are enough for a figure of its own
+
+Reals = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to live.
+
+    Attributes:
+        method: One of METHODS.
+        replay: Expected share of one period's records that a site keeps, over all earlier periods together.
+        strength: Of EWC: by how much a parameter of average importance is drawn back in a round.
+        private: With the manifest's noise; False: neither clip nor noise, for comparisons.
+    """
+
+    method: str
+    replay: Fraction = Fraction(1, 4)
+    strength: float = 0.1
+    private: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TaskError(
+                "no such way of continual learning", found=self.method, expected=", ".join(METHODS), code="E531"
+            )
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one site keeps of its earlier records. It never leaves the site.
+
+    Every record is kept or dropped by a coin of its own (the site's CSPRNG, public odds): after k periods each of them
+    has share/k of its records in memory, so the memory is bounded in the mean and never grows. A fixed number of places
+    would couple records, one more pushing another one out, and neighbours in the sense of DP would differ by two.
+    """
+
+    share: Fraction
+    rng: Csprng = field(repr=False)
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    periods: int = 0
+
+    def end_period(self, arrived: Sequence[Record]) -> None:
+        """Keep some of what arrived, drop some of what was kept."""
+        self.periods += 1
+        old = self._drawn(self.records, Fraction(self.periods - 1, self.periods))
+        self.records = old + self._drawn(arrived, self.share / self.periods)
+
+    def _drawn(self, records: Sequence[Record], odds: Fraction) -> tuple[Record, ...]:
+        if not records or not odds:
+            return ()
+        chosen = poisson_sample(self.rng, len(records), odds.numerator, odds.denominator)
+        return tuple(records[i] for i in chosen)
+
+
+@dataclass(slots=True)
+class Consolidation:
+    """EWC's state: importance and anchor, from released sums alone."""
+
+    manifest: Manifest
+    strength: float
+    private: bool
+    importance: Reals = field(repr=False)
+    anchor: Reals | None = field(default=None, repr=False)
+    _squares: Reals = field(init=False, repr=False)
+    _sums: int = 0
+
+    @classmethod
+    def begin(cls, manifest: Manifest, strength: float, private: bool) -> "Consolidation":
+        """Raises TaskError E533 where sums are not of gradients."""
+        training, rotated = manifest.training, getattr(manifest, "rotated", False)
+        if training.optimizer != "sgd" or manifest.privacy.protocol == "C" or rotated:
+            raise TaskError(
+                "EWC takes the Fisher information from released sums of gradients",
+                found="rotated sums" if rotated else f"{manifest.privacy.protocol} with {training.optimizer}",
+                expected='protocol R2, or R1 or none with optimizer = "sgd", not rotated',
+                do="choose replay, or train by sgd",
+                code="E533",
+            )
+        return cls(manifest, strength, private, np.zeros(manifest.adapter.size))
+
+    def __post_init__(self) -> None:
+        self._squares = np.zeros(len(self.importance))
+
+    def step(self, model: Model, total: NDArray[np.int64], count: int, manifest: Manifest) -> Model:
+        """The server step, then the proximal step towards the anchor."""
+        self._squares += total.astype(np.float64) ** 2 - self._noise_variance(count)
+        self._sums += 1
+        after = next_model(model, total, count, manifest)
+        mean = self.importance.mean()
+        if self.anchor is None or not mean:
+            return after
+        parameters = parameters_of(after, manifest)
+        pull = self.strength * self.importance / mean
+        parameters[:] = ((parameters + pull * self.anchor) / (1 + pull)).astype(np.float32)
+        return after
+
+    def end_period(self, model: Model) -> None:
+        """What this period showed to be important counts from now on."""
+        if self._sums:
+            self.importance = self.importance + blockwise(self._squares / self._sums, self.manifest.adapter)
+        self.anchor = parameters_of(model, self.manifest).astype(np.float64)
+        self._squares, self._sums = np.zeros(len(self.importance)), 0
+
+    def _noise_variance(self, clients: int) -> float:
+        """Of one coordinate of the sum, in its grid steps: public."""
+        p, training = self.manifest.privacy, self.manifest.training
+        if not self.private or p.protocol == "none":
+            return 0.0
+        if p.protocol == "R2":
+            return clients * p.noise_steps**2 / self.manifest.noise_shares
+        each = p.noise_steps / p.scale * float(training.learning_rate) / training.expected_batch
+        return clients * training.local_steps * (each * self.manifest.aggregation.scale) ** 2
+
+
+def blockwise(values: Reals, adapter: AdapterSpec) -> Reals:
+    """The mean of each row of at least 64 values, else of each tensor; below zero, which is noise alone, it is zero."""
+    out = np.empty_like(values)
+    start = 0
+    for tensor in adapter.tensors:
+        size = prod(tensor.shape)
+        part = slice(start, start + size)
+        rows = tensor.shape[0] if size // tensor.shape[0] >= _WIDE else 1
+        means = values[part].reshape(rows, -1).mean(axis=1).clip(min=0.0)
+        out[part] = np.repeat(means, size // rows)
+        start += size
+    return out
+
+
+def period_manifest(base: Manifest, number: int, name: str) -> Manifest:
+    """The manifest of period `number`, from 1: the same plan under its own name, so the ledger tells them apart."""
+    body: dict[str, Any] = base.model_dump()
+    body["task"], body["data"] = f"{base.task}-{number}", f"{base.data}; period {number}: {name}"
+    return Manifest.model_validate(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Scores after a period (0: before any) on the test records of a period, from 1; `site` counts from 1, 0: all."""
+
+    after: int
+    on: int
+    site: int
+    scores: Scores
+
+
+class Life:
+    """One model, its sites and their ledgers, from period to period."""
+
+    def __init__(self, learner: Learner, way: Way, rng: Csprng, ledgers: Sequence[PrivacyLedger] = ()) -> None:
+        """`learner` stands at its start. `ledgers`: one per site, the authority over what its population may spend;
+        none for comparisons on public data. Raises TaskError E533."""
+        if learner.manifest.adapter.personal:
+            raise TaskError(
+                "personal tensors have no life of their own yet",
+                found=learner.manifest.adapter.method,
+                expected="a method without personal tensors",
+                do="choose another method, or personal_head = false",
+                code="E533",
+            )
+        self._learner, self._way, self._rng, self._ledgers = learner, way, rng, tuple(ledgers)
+        self._first: Vector = learner.initial()
+        self._vectors: list[Vector] = []
+        self._memories: dict[int, Memory] = {}
+        self._ewc: Consolidation | None = None
+        if way.method == "ewc":
+            self._ewc = Consolidation.begin(learner.manifest, way.strength, way.private)
+
+    @property
+    def periods(self) -> int:
+        """How many have been lived."""
+        return len(self._vectors)
+
+    def live(self, period: Period) -> None:
+        """Train on the period's records.
+
+        Raises:
+            BudgetExceededError: The period does not fit into what a ledger has left. Nothing was drawn or charged.
+            DataError: E514, a site without records in this period; before anything is charged, too.
+        """
+        number = self.periods + 1
+        for site, records in enumerate(period.train, start=1):
+            if not records:
+                raise DataError(
+                    f"site {site} has no records in period {number}",
+                    found=0,
+                    expected="at least one record of each site",
+                    do="let the site sit the period out, or choose another seed or a larger alpha",
+                    code="E514",
+                )
+        manifest = period_manifest(self._learner.manifest, number, period.name)
+        self._admit(manifest)
+        learner = replace(self._learner, manifest=manifest)
+        sites = [(*own, *self._kept(site)) for site, own in enumerate(period.train)]
+        start = self._first if self._way.method == "adapter-per-period" else self._latest
+        tensors = tuple(learner.tensors(site) for site in sites)
+        rounds = iter(range(1, manifest.training.rounds + 1))
+
+        def step(model: Model, total: NDArray[np.int64], count: int, plan: Manifest) -> Model:
+            self._charge(manifest, next(rounds))  # before anybody sees the sum
+            return (next_model if self._ewc is None else self._ewc.step)(model, total, count, plan)
+
+        federation = Federation(learner, tensors, initial_model(start, manifest), learner.personal(), step)
+        model = federation.federated(self._rng, self._way.private)
+        if self._ewc is not None:
+            self._ewc.end_period(model)
+        for site, own in enumerate(period.train):
+            if self._way.method == "replay":
+                memory = self._memories.setdefault(site, Memory(self._way.replay, self._rng))
+                memory.end_period(own)
+        self._vectors.append(parameters_of(model, manifest).copy())
+
+    def scores(self, periods: Sequence[Period]) -> list[Seen]:
+        """The model as it is now on every period's test records: of all sites, and of each that has some."""
+        found = []
+        for number, period in enumerate(periods, start=1):
+            vector = self._vector_for(number)
+            everybody = [record for site in period.test for record in site]
+            for site, records in enumerate((everybody, *period.test)):
+                if records:
+                    scores = self._learner.scores(vector, self._learner.tensors(records))
+                    found.append(Seen(self.periods, number, site, scores))
+        return found
+
+    @property
+    def _latest(self) -> Vector:
+        return self._vectors[-1] if self._vectors else self._first
+
+    def _vector_for(self, number: int) -> Vector:
+        """The adapter that answers questions of a period: its own where each has one and it is there."""
+        own = self._way.method == "adapter-per-period" and number <= self.periods
+        return self._vectors[number - 1] if own else self._latest
+
+    def _kept(self, site: int) -> tuple[Record, ...]:
+        return self._memories[site].records if site in self._memories else ()
+
+    def _admit(self, manifest: Manifest) -> None:
+        for ledger in self._ledgers:
+            first = round_charge(manifest, 1, 0)
+            check_next(ledger.charges(), first, budget_of(manifest), manifest.training.rounds)
+
+    def _charge(self, manifest: Manifest, round_: int) -> None:
+        for ledger in self._ledgers:
+            ledger.charge(round_charge(manifest, round_, 0))
+
+
+def live_through(learner: Learner, way: Way, periods: Sequence[Period], rng: Csprng) -> list[Seen]:
+    """A whole life: scores before it, and after each period."""
+    life = Life(learner, way, rng)
+    found = life.scores(periods)
+    for period in periods:
+        life.live(period)
+        found += life.scores(periods)
+    return found
+
+
+def table_of(seen: Sequence[Seen], key: str, site: int, lower_is_better: bool = False) -> list[list[float]]:
+    """Scores by (after, on) as `ffm.lifelong.lifelong` takes them, larger is better; NaN where there are none."""
+    periods = max(one.on for one in seen)
+    sign = -1.0 if lower_is_better else 1.0
+    known = {(one.after, one.on): sign * one.scores[key] for one in seen if one.site == site}
+    return [[known.get((after, on), float("nan")) for on in range(1, periods + 1)] for after in range(periods + 1)]

@@ -1,0 +1,1 @@
+"""Tests. A package, because an example's data package brings a top-level `tests` of its own along."""

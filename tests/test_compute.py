@@ -1,0 +1,140 @@
+"""How a site computes: layers computed twice, half precision; and what of it is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dp import training
+from dp.objective import CLASSIFICATION, Records
+from dp.sampling import Csprng
+from ffm.compute import HalfPrecision
+from ffm.errors import TrainingProcessError
+from ffm.learner import Learner, plan_of
+from ffm.local_setup import Compute, LocalSetup
+from protocol.manifest import Manifest
+from tests.small_models import save_tiny_bert
+from tests.test_personal import manifest_of, records
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("base"))
+
+
+def rows(learner: Learner, count: int, size: int) -> np.ndarray:
+    """(records, d): what this learner's objective and model give for each record, `size` records a pass."""
+    model = moved(learner.model)
+    dataset = learner.tensors(records(0)[:count])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    found = []
+    with training._per_sample_gradients(model, parameters, wanted=True):
+        batches = Records(model, dataset, learner._objective()).batches(np.arange(count), size, Csprng.from_os())
+        for batch in batches:
+            training._Losses(model, learner._objective()).backward(batch)
+            found.append(torch.cat(training._collect(parameters, len(batch["labels"])), dim=1))
+    return torch.cat(found).float().numpy()
+
+
+def moved(model: nn.Module) -> nn.Module:
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+    return model
+
+
+def loaded(base: Path, method: str, protocol: str, **compute: Any) -> Learner:
+    changes: dict[str, Any] = {"virtual_tokens": 3} if method == "prefix" else {}
+    return Learner.load(manifest_of(base, method, protocol, **changes), base, Compute(**compute))
+
+
+@pytest.mark.parametrize("method", ["ffa-lora", "lora", "bitfit", "full"])
+def test_layers_computed_twice_give_the_same_gradient_of_each_record(base: Path, method: str) -> None:
+    plain = rows(loaded(base, method, "R1"), 6, 3)
+    again = loaded(base, method, "R1", checkpointing=True)
+    counted = [0]
+    layer = next(module for name, module in again.model.named_modules() if name.endswith("layer.1.intermediate.dense"))
+    layer.register_forward_hook(lambda *_: counted.__setitem__(0, counted[0] + 1))
+    twice = rows(again, 6, 3)
+    assert counted[0] == 3 + 2 * 2  # the checks; two passes, each layer twice
+    assert np.abs(plain).max() > 0.05
+    assert np.abs(plain - twice).max() < 1e-5
+
+
+def test_the_other_form_of_checkpointing_gives_no_gradient_of_records(base: Path) -> None:
+    """Why the reentrant form is asked for by name: with the other one the first batch is refused."""
+    learner = loaded(base, "lora", "R1", checkpointing=True)
+    learner.model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with pytest.raises(training.UnsupportedMechanismError, match="no gradient per record"):
+        learner.update(learner.initial(), learner.tensors(records(0)), plan_of(learner.manifest), Csprng.from_os(), 1)
+
+
+def test_half_precision_is_near_and_of_each_record_alone(base: Path) -> None:
+    full = rows(loaded(base, "lora", "R1"), 6, 6)
+    half = rows(loaded(base, "lora", "R1", precision="bfloat16", physical_batch=1), 6, 1)
+    assert not np.array_equal(full, half)  # it does run in half precision
+    assert np.linalg.norm(full - half) < 0.05 * np.linalg.norm(full)
+    alone = rows(loaded(base, "lora", "R1", precision="bfloat16", physical_batch=1), 3, 1)
+    # Batches run by length: the same rows in the same order, whoever else is there.
+    assert all((half == row).all(axis=1).any() for row in alone)
+
+
+def test_half_precision_trains_and_its_parameters_stay_float32(base: Path) -> None:
+    for protocol, size in (("none", 0), ("R1", 1)):
+        learner = loaded(base, "lora", protocol, precision="bfloat16", physical_batch=size)
+        dataset, start = learner.tensors(records(0)), learner.initial()
+        update = learner.update(start, dataset, plan_of(learner.manifest), Csprng.from_os(), 1)
+        assert np.count_nonzero(update) > 0.4 * len(update)
+        assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+
+
+def refused(manifest: Manifest, base: Path, **compute: Any) -> TrainingProcessError:
+    with pytest.raises(TrainingProcessError) as caught:
+        Learner.load(manifest, base, Compute(**compute))
+    assert caught.value.code == "E525"
+    return caught.value
+
+
+def test_what_would_change_a_guarantee_is_refused(base: Path) -> None:
+    private = manifest_of(base, "lora", "R1")
+    for size in (0, 2, 64):
+        assert "neighbours" in str(refused(private, base, precision="bfloat16", physical_batch=size))
+    prefix = manifest_of(base, "prefix", "none", virtual_tokens=2)
+    assert "prefix" in str(refused(prefix, base, checkpointing=True))
+    for wrong in ({"precision": "float16"}, {"physical_batch": -1}, {"physical_batch": 4097}):
+        with pytest.raises(TrainingProcessError) as caught:
+            Compute(**wrong)
+        assert caught.value.code == "E525"
+
+
+def test_the_setup_travels_whole() -> None:
+    compute = Compute("cuda:1", 3, "bfloat16", True, 1)
+    setup = LocalSetup(Path("/b"), Path("/d"), Path("/t"), Path("/p"), compute)
+    assert LocalSetup.parse(setup.header()) == setup
+    bare = LocalSetup(Path("/b"), Path("/d"))
+    assert LocalSetup.parse(bare.header()) == bare
+    for name, wrong in (("threads", "1"), ("checkpointing", 1), ("personal", None), ("physical_batch", True)):
+        with pytest.raises(TrainingProcessError) as caught:
+            LocalSetup.parse({**setup.header(), name: wrong})
+        assert caught.value.code == "E522"
+
+
+def test_a_pass_holds_fewer_records_where_more_is_trained(base: Path) -> None:
+    assert plan_of(manifest_of(base, "lora")).max_physical_batch == 64
+    assert plan_of(manifest_of(base, "full")).max_physical_batch == 64
+    large = manifest_of(base, "full").adapter
+    tensors = (large.tensors[0].model_copy(update={"shape": (2**20, 5)}),)
+    manifest = manifest_of(base, "full")
+    adapter = large.model_copy(update={"tensors": tensors})
+    assert plan_of(manifest.model_copy(update={"adapter": adapter})).max_physical_batch == 3
+
+
+def test_half_precision_is_an_objective(base: Path) -> None:
+    wrapped = HalfPrecision(CLASSIFICATION, "cpu")
+    assert wrapped.fields == CLASSIFICATION.fields
