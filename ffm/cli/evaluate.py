@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ffm.cli.output import Format, Output
 from ffm.errors import TaskError
-from ffm.evaluate import continual, finetune
+from ffm.evaluate import continual, finetune, pretrain
 from ffm.evaluate.arms import Say
 from ffm.evaluate.page import markdown, render, table, versions
 from ffm.evaluate.study import Study
@@ -21,6 +21,7 @@ Run = Callable[[Path, Sequence[int], bool, Say], Study]
 STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
     "finetune": (finetune.run, "hospital"),
     "continual": (continual.run, "hospital"),
+    "pretrain": (pretrain.run, "hospital"),
 }
 
 

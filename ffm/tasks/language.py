@@ -26,7 +26,7 @@ from protocol.manifest import TrainingSpec
 
 MASK_TOKEN: Final = "mask_token"  # noqa: S105 - a field: the id of [MASK], once for each record
 _MASKED_PERCENT: Final = 15
-_LOGITS: Final = 2**24  # of one evaluation batch
+_LOGITS: Final = 2**25  # of one evaluation batch
 _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # public: the same masks for every model
 
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
@@ -75,7 +75,7 @@ class _LanguageModel:
         mode, device = model.training, next(model.parameters()).device
         model.eval()
         lengths = test[MASK].sum(dim=1)
-        size = max(1, _LOGITS // (test[IDS].shape[1] * vocabulary(model)))
+        size = max(1, _LOGITS // (self._places(test) * vocabulary(model)))
         totals, counts = [], []
         with torch.inference_mode():
             for rows in torch.argsort(lengths, stable=True).split(size):  # type: ignore[no-untyped-call]
@@ -99,6 +99,10 @@ class _LanguageModel:
         losses = nn.functional.cross_entropy(_wide(logits[chosen]), labels[chosen], reduction="none")
         # Spread over (records, tokens) and summed by row: in the same order on every device.
         return losses.new_zeros(chosen.shape).masked_scatter(chosen, losses).sum(dim=1), chosen.sum(dim=1)
+
+    def _places(self, test: Dataset) -> int:
+        """Logits that the head computes for one record are so many times the vocabulary."""
+        return int(test[IDS].shape[1])
 
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(records, places, vocabulary) logits, and the (records, places) labels that they predict."""
@@ -152,6 +156,10 @@ class MaskedLanguageModel(_LanguageModel):
         hidden = candidates & (ranks < ((count * _MASKED_PERCENT + 50) // 100).clamp_min(1))
         ids = torch.where(hidden, batch[MASK_TOKEN].unsqueeze(1).to(batch[IDS].dtype), batch[IDS])
         return {**batch, IDS: ids, LABELS: labels.masked_fill(~hidden, IGNORED)}
+
+    def _places(self, test: Dataset) -> int:
+        """Those of hidden tokens."""
+        return int((test[LABELS] != IGNORED).sum(dim=1).amax().clamp_min(1))
 
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of hidden tokens alone: the head, which is most of the work, need not see the others."""
