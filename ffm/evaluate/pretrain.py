@@ -1,123 +1,95 @@
-"""`secagg evaluate --task pretrain`: a masked language model learns medical text, at the server and at five hospitals.
+"""`secagg evaluate --task pretrain`: a masked language model learns medical language, in public and federated phases.
 
-The public phase is the same for all. From its result the hospitals go on together, each by itself, or with all texts in
-one place, with DP and without; and a chain of phases alternates under one budget. Perplexity per hidden token on
-held-out texts of all hospitals, and at the hospital where it is worst.
+Ways on the same texts: public phases alone; federated phases alone; both in turn; with DP and without. Every phase is a
+manifest of its own on the merged model before it (`ffm.tasks.pretrain`).
 """
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from statistics import fmean
+from typing import Final
 
-from ffm.evaluate.arms import Arms, Say, download_bytes, seeded, upload_bytes, without_dp
+from ffm.evaluate.arms import Say, download_bytes, upload_bytes, without_dp
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.task import TaskSettings, load_settings
-from ffm.tasks.pretrain import Perplexities, Phase, PhaseResult, Pretraining, run_seeded
+from ffm.tasks.pretrain import Kind, Perplexities, Phase, PhaseResult, Pretraining
+from ffm.tasks.pretrain import run as live
 
-PUBLIC, FEDERATED = Phase("public", "public"), Phase("federated", "federated")
-_KEY: Final = "perplexity"
-ONCE, CHAIN = "public, then federated", "alternating, two phases each"
+_TURNS: Final[Mapping[str, tuple[Kind, ...]]] = {
+    "public alone": ("public", "public"),
+    "federated alone": ("federated", "federated"),
+    "in turn": ("public", "federated", "public", "federated"),
+}
 
 
 def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
-    """All arms for every seed. `folder`: of the example, with `pretrain.toml`."""
+    """All ways for every seed. `folder`: of the example, with `pretrain.toml`."""
     settings = load_settings(folder / "pretrain.toml")
     if quick:
         settings = _smaller(settings)
     rows: list[Row] = []
-    phases: list[dict[str, Any]] = []
+    notes: list[str] = []
     for seed in seeds:
-        with tempfile.TemporaryDirectory() as work:
-            rows += _seed(seeded(settings, seed), seed, Path(work), say, phases)
-    public, federated, p = settings.models["public"], settings.models["federated"], settings.privacy
-    private = f"{p.protocol}, ε = {p.epsilon}"
+        for way, kinds in _TURNS.items():
+            for private in (True, False) if "federated" in kinds else (False,):
+                say(f"seed {seed}: {way}{', DP' if private else ''}")
+                plan = Pretraining(settings if private else without_dp(settings), tuple(Phase(k, k) for k in kinds))
+                with tempfile.TemporaryDirectory() as place:
+                    phases = live(plan, seed, Path(place), say)
+                if way == "public alone":
+                    rows.append(_row("before", NO_DP, seed, phases[0].before, ()))
+                rows.append(_row(way, _privacy(settings, private), seed, phases[-1].after, phases))
+                notes += [_told(seed, way, private, phase) for phase in phases]
+    federated, p = settings.models["federated"], settings.privacy
     study = Study(
         task="pretrain",
-        title="Pre-training: medical text at a server and at five hospitals",
-        what=f"{settings.data.sentence()}. BERT-tiny, masked tokens. Public phase: all parameters, at most "
-        f"{public.rounds} times {public.local_steps} steps, until the loss on public validation text stops falling. "
-        f"Federated phase: FFA-LoRA, merged at its end, {federated.rounds} rounds of {federated.local_steps} steps, "
-        f"each on a hospital's texts with probability {federated.sampling}; with DP (R2) ε = {p.epsilon} at "
-        f"δ = {p.delta} for both federated phases of the chain together, so one phase alone spends less. Codes' "
-        "descriptions, not notes about patients.",
-        headline=_KEY,
+        title="Pre-training: a masked language model, public and federated phases in turn",
+        what=f"{settings.data.sentence()}. BERT-tiny with its masked-language head. Public phases train all parameters "
+        f"at the server until public validation text stops improving; federated ones {federated.rounds} rounds of "
+        f"FFA-LoRA, merged back at the end; ε = {p.epsilon} at δ = {p.delta} for all of them together, {p.protocol}, record, "
+        "add/remove. Perplexity of masked tokens on held-out private text; public: on public validation text.",
+        headline="perplexity",
         rows=tuple(rows),
         quick=quick,
-        extra={"phases": phases},
+        notes=tuple(notes),
     )
-    return study.with_claims(
-        [
-            Claim(f"perplexity that {method} gain on public only, {privacy}", _gain(study, method, privacy), 0.0, True)
-            for privacy in (NO_DP, private)
-            for method in (ONCE, CHAIN)
-        ]
-    )
+    gain = study.mean("public alone", NO_DP) - study.mean("in turn", _privacy(settings, True))
+    return study.with_claims([Claim("in turn with DP below public text alone, in perplexity", gain, 0.0, True)])
 
 
-def _gain(study: Study, method: str, privacy: str) -> float:
-    return study.mean("public only", NO_DP) - study.mean(method, privacy)
+def _privacy(settings: TaskSettings, private: bool) -> str:
+    return f"{settings.privacy.protocol}, ε = {settings.privacy.epsilon}" if private else NO_DP
 
 
-def _smaller(settings: TaskSettings) -> TaskSettings:
-    data = settings.data.model_copy(update={"cap_per_chapter": 30})
-    models = {name: model.model_copy(update={"rounds": 3}) for name, model in settings.models.items()}
-    return settings.model_copy(update={"data": data, "models": models})
-
-
-def _seed(settings: TaskSettings, seed: int, work: Path, say: Say, phases: list[dict[str, Any]]) -> list[Row]:
-    def chain(name: str, plan: TaskSettings, *order: Phase) -> tuple[PhaseResult, ...]:
-        results = run_seeded(Pretraining(plan, order), seed, work / name, lambda line: say(f"seed {seed}: {line}"))
-        phases.extend(_of_phase(result, name, seed) for result in results)
-        return results
-
-    plain, p = without_dp(settings), settings.privacy
-    private = f"{p.protocol}, ε = {p.epsilon}"
-    (public,) = chain("public", settings, PUBLIC)
-    rows = [_row("no training", NO_DP, seed, public.before), _row("public only", NO_DP, seed, public.after)]
-    for made, dp in ((plain, False), (settings, True)):
-        section = made.models["federated"].model_copy(update={"base_model": str(public.model)})
-        arms = Arms.load(made.model_copy(update={"models": {"federated": section}}), "federated", seed)
-        say(f"seed {seed}: from the public model, {'with' if dp else 'without'} DP")
-        rows.append(arms.federated(ONCE, dp))
-        rows.append(arms.centralised(dp, "public, then centralised"))
-        rows += [arms.alone(site, dp) for site in range(len(arms.names))]
-        last = chain(f"alternating, {'R2' if dp else 'no DP'}", made, PUBLIC, FEDERATED, PUBLIC, FEDERATED)[-1]
-        rows.append(_row(CHAIN, private if dp else NO_DP, seed, last.after, last))
-    return rows
-
-
-def _row(method: str, privacy: str, seed: int, found: Perplexities, phase: PhaseResult | None = None) -> Row:
+def _row(method: str, privacy: str, seed: int, found: Perplexities, phases: Sequence[PhaseResult]) -> Row:
+    federated = [phase for phase in phases if phase.kind == "federated"]
+    clients = tuple(found.clients.values())
     return Row(
         method=method,
         privacy=privacy,
         seed=seed,
-        scores={_KEY: found.held_out, "public validation": found.public},
-        worst=max(found.clients.values()),
-        bytes_up=upload_bytes(phase.manifest) if phase else 0,
-        bytes_down=download_bytes(phase.manifest) if phase else 0,
+        scores={"perplexity": found.held_out, "public": found.public, "clients' mean": fmean(clients)},
+        worst=max(clients),
+        bytes_up=upload_bytes(federated[0].manifest) if federated else 0,
+        bytes_down=download_bytes(federated[0].manifest) if federated else 0,
+        seconds=sum(phase.seconds for phase in phases) if phases else float("nan"),
     )
 
 
-def _of_phase(result: PhaseResult, chain: str, seed: int) -> dict[str, Any]:
-    """As JSON has it."""
-    return {
-        "chain": chain,
-        "seed": seed,
-        "phase": result.number,
-        "kind": result.kind,
-        "rounds": result.rounds,
-        "ended by the plateau": result.stopped,
-        "epsilon so far": result.epsilon,
-        "validation loss": [round(loss, 4) for loss in result.losses],
-        "before": _rounded(result.before),
-        "after": _rounded(result.after),
-        "seconds": round(result.seconds, 1),
+def _told(seed: int, way: str, private: bool, phase: PhaseResult) -> str:
+    spent = f", ε = {phase.epsilon} spent so far" if phase.epsilon else ""
+    ended = "the plateau" if phase.stopped else "all its rounds"
+    return (
+        f"Seed {seed}, {way}{', DP' if private else ''}, phase {phase.number} ({phase.kind}): {phase.rounds} rounds "
+        f"until {ended}, held-out perplexity {phase.before.held_out:.2f} to {phase.after.held_out:.2f}{spent}."
+    )
+
+
+def _smaller(settings: TaskSettings) -> TaskSettings:
+    data = settings.data.model_copy(update={"cap_per_chapter": 40})
+    models = {
+        name: model.model_copy(update={"rounds": 2, "local_steps": min(model.local_steps, 3)})
+        for name, model in settings.models.items()
     }
-
-
-def _rounded(found: Perplexities) -> dict[str, Any]:
-    body = asdict(found)
-    clients = {name: round(value, 2) for name, value in found.clients.items()}
-    return {**{name: round(body[name], 2) for name in ("public", "held_out")}, "clients": clients}
+    return settings.model_copy(update={"data": data, "models": models})

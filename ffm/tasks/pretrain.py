@@ -142,11 +142,7 @@ def run(plan: Pretraining, seed: int, folder: Path, say: Callable[[str], None] =
             adapter cannot be merged. Both, and all that `manifest` raises, before anything is trained or charged.
         DataError: E515 for a source without public text.
     """
-    return run_seeded(plan.seeded(seed), seed, folder, say)
-
-
-def run_seeded(plan: Pretraining, seed: int, folder: Path, say: Callable[[str], None]) -> tuple[PhaseResult, ...]:
-    """As `run`, for settings that have the seed already."""
+    plan = plan.seeded(seed)
     start = plan.settings.model(plan.phases[0].section).base_model
     planned = [plan.manifest(number, start) for number in range(1, len(plan.phases) + 1)]
     for manifest in planned:
