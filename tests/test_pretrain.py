@@ -123,7 +123,9 @@ def test_everything_on_a_causal_model_without_dp(tmp_path: Path) -> None:
     federated = made.models["federated"].model_copy(update={"noise_steps": 0, "learning_rate": "0.1"})
     whole = made.models["public"].model_copy(update={"noise_steps": 0, "expected_batch": 2})
     models = {"public": made.models["public"], "federated": federated, "whole": whole}
-    made = made.model_copy(update={"privacy": privacy, "models": models})
+    models = {name: model.model_copy(update={"rounds": 1, "max_length": 12}) for name, model in models.items()}
+    data = made.data.model_copy(update={"cap_per_chapter": 2})
+    made = made.model_copy(update={"privacy": privacy, "models": models, "data": data})
     phases = (PUBLIC, Phase("federated", "whole"), Phase("public", "federated"), FEDERATED)
     results = run(Pretraining(made, phases, NEVER), 1, tmp_path / "chain", lambda line: None)
     assert results[1].after.held_out < results[0].before.held_out

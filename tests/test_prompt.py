@@ -71,13 +71,14 @@ def one_at_a_time(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Tens
 @pytest.mark.parametrize("name", ["sequence-classification", *LANGUAGE])
 def test_gradients_per_record_are_those_of_one_at_a_time(name: str, llama: Path) -> None:
     task, model, batch = prompted(name, llama)
+    model = model.double()  # so that a mistake cannot hide in rounding
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _train_mode(model), _per_sample_gradients(model, parameters, wanted=True):
         task.losses(model, batch).sum().backward()
         found = torch.cat([p.grad_sample.reshape(len(TEXTS), -1) for p in parameters], dim=1)
     expected = one_at_a_time(task, model, batch)
     assert float(expected.norm(dim=1).max()) > 1e-3
-    assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= 1e-6 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["sequence-classification", "causal-lm"])

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.table import Table
-
 from ffm.cli.output import Format, Output
 from ffm.errors import TaskError
-from ffm.evaluate import continual, finetune
+from ffm.evaluate import continual, finetune, pretrain, sections
 from ffm.evaluate.arms import Say
 from ffm.evaluate.page import markdown, render, table, versions
 from ffm.evaluate.study import Study
@@ -21,6 +19,9 @@ Run = Callable[[Path, Sequence[int], bool, Say], Study]
 STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
     "finetune": (finetune.run, "hospital"),
     "continual": (continual.run, "hospital"),
+    "pretrain": (pretrain.run, "hospital"),
+    "prompt": (sections.prompt, "hospital"),
+    "prompt-lm": (sections.prompt_lm, "hospital"),
 }
 
 
@@ -43,11 +44,11 @@ def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: O
     if out.format is Format.json:
         out.result(value, "")
         return
-    columns, lines = table(study)
-    shown = Table(*columns, title=study.title + (" (quick: no evidence)" if quick else ""))
-    for line in lines:
-        shown.add_row(*line)
-    out.result(value, shown)
+    out.result(value, study.title + ("\nquick: small and few, no figure is evidence" if quick else ""))
+    columns, lines = table(study, brief=True)
+    widths = [max(len(line[k]) for line in (columns, *lines)) for k in range(len(columns))]
+    for line in (columns, *lines):
+        out.result(value, "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for claim in study.claims:
         sense = "at least" if claim.at_least else "at most"
         out.result(

@@ -20,11 +20,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def table(study: Study) -> tuple[list[str], list[list[str]]]:
-    """(columns, lines): method, privacy, every score, what follows from them, cost."""
+def table(study: Study, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """(columns, lines): method, privacy, every score (`brief`: the headline alone), what follows from them, cost."""
     summary = study.as_json()["summary"]
     scores = list(dict.fromkeys(name for row in study.rows for name in row.scores))
     scores.sort(key=lambda name: name != study.headline)
+    if brief:
+        scores = [study.headline]
     shown = [name for name in _AFTER if any(line[name][0] is not None for line in summary)]
     columns = ["method", "privacy", *scores, *shown, "samples", "KiB up", "KiB down", "seconds"]
     lines = []

@@ -26,14 +26,14 @@ from protocol.manifest import TrainingSpec
 
 MASK_TOKEN: Final = "mask_token"  # noqa: S105 - a field: the id of [MASK], once for each record
 _MASKED_PERCENT: Final = 15
-_LOGITS: Final = 2**24  # of one evaluation batch
+_LOGITS: Final = 2**25  # of one evaluation batch
 _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # public: the same masks for every model
 
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
 
 
 class _LanguageModel:
-    """What the three have in common; `_predicted` pairs logits with the labels that they predict."""
+    """What the three have in common."""
 
     fields: tuple[str, ...] = FIELDS
     headline, lower_is_better = "perplexity", True
@@ -75,7 +75,7 @@ class _LanguageModel:
         mode, device = model.training, next(model.parameters()).device
         model.eval()
         lengths = test[MASK].sum(dim=1)
-        size = max(1, _LOGITS // (test[IDS].shape[1] * vocabulary(model)))
+        size = max(1, _LOGITS // (self._places(test) * vocabulary(model)))
         totals, counts = [], []
         with torch.inference_mode():
             for rows in torch.argsort(lengths, stable=True).split(size):  # type: ignore[no-untyped-call]
@@ -94,16 +94,19 @@ class _LanguageModel:
 
     def _log_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(records,) each: sum over the predicted tokens in nats, and their number."""
-        logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits
-        # The virtual tokens of a soft prompt stand before the text and predict nothing.
-        logits, labels = self._predicted(logits[:, -batch[LABELS].shape[1] :], batch[LABELS])
+        logits, labels = self._predicted(model, batch)
         chosen = labels != IGNORED
-        losses = nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+        losses = nn.functional.cross_entropy(_wide(logits[chosen]), labels[chosen], reduction="none")
         # Spread over (records, tokens) and summed by row: in the same order on every device.
         return losses.new_zeros(chosen.shape).masked_scatter(chosen, losses).sum(dim=1), chosen.sum(dim=1)
 
-    def _predicted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return logits, labels
+    def _places(self, test: Dataset) -> int:
+        """Logits that the head computes for one record are so many times the vocabulary."""
+        return int(test[IDS].shape[1])
+
+    def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(records, places, vocabulary) logits, and the (records, places) labels that they predict."""
+        raise NotImplementedError
 
 
 class MaskedLanguageModel(_LanguageModel):
@@ -154,6 +157,31 @@ class MaskedLanguageModel(_LanguageModel):
         ids = torch.where(hidden, batch[MASK_TOKEN].unsqueeze(1).to(batch[IDS].dtype), batch[IDS])
         return {**batch, IDS: ids, LABELS: labels.masked_fill(~hidden, IGNORED)}
 
+    def _places(self, test: Dataset) -> int:
+        """Those of hidden tokens."""
+        return int((test[LABELS] != IGNORED).sum(dim=1).amax().clamp_min(1))
+
+    def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of hidden tokens alone: the head, which is most of the work, need not see the others."""
+        labels = batch[LABELS]
+        hidden = labels != IGNORED
+        most = int(hidden.sum(dim=1).amax().clamp_min(1))
+        places = hidden.to(torch.int8).topk(most, dim=1).indices
+        tokens = labels.shape[1]
+
+        def choose(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states = args[0]  # with those of a soft prompt before them
+            chosen = (places + states.shape[1] - tokens).unsqueeze(2)
+            return (states.gather(1, chosen.expand(-1, -1, states.shape[2])), *args[1:])
+
+        output: Any = model
+        hook = output.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits
+        finally:
+            hook.remove()
+        return logits, labels.gather(1, places)
+
 
 class CausalLanguageModel(_LanguageModel):
     """Guess each next token of a text."""
@@ -172,7 +200,10 @@ class CausalLanguageModel(_LanguageModel):
         encoded = tokenizer(texts, truncation=True, max_length=training.max_length)
         return _padded(tokenizer, [(ids, ids) for ids in encoded["input_ids"]])
 
-    def _predicted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of all tokens but the first; the virtual tokens of a soft prompt stand before it and predict nothing."""
+        labels = batch[LABELS]
+        logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits[:, -labels.shape[1] :]
         return logits[:, :-1], labels[:, 1:]
 
 
@@ -257,3 +288,8 @@ def _padded(tokenizer: Any, rows: Sequence[Row]) -> Dataset:
         for (name, blank), values in zip(fill, (ids, [1] * len(ids), labels), strict=True):
             parts[name].append([*values, *[blank] * (width - len(ids))])
     return {name: torch.tensor(values, dtype=torch.int64) for name, values in parts.items()}
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
