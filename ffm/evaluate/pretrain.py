@@ -47,8 +47,8 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         title="Pre-training: a masked language model, public and federated phases in turn",
         what=f"{settings.data.sentence()}. BERT-tiny with its masked-language head. Public phases train all parameters "
         f"at the server until public validation text stops improving; federated ones {federated.rounds} rounds of "
-        f"FFA-LoRA, merged back at the end; ε = {p.epsilon} at δ = {p.delta} for all of them together, {p.protocol}, record, "
-        "add/remove. Perplexity of masked tokens on held-out private text; public: on public validation text.",
+        f"FFA-LoRA, merged back at the end; ε = {p.epsilon} at δ = {p.delta} for all of them together, {p.protocol}, "
+        "record, add/remove. Perplexity of masked tokens on held-out private text; public: on public validation text.",
         headline="perplexity",
         rows=tuple(rows),
         quick=quick,
