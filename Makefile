@@ -38,7 +38,7 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser-setup schema schema-check demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench peers-setup simulate fuzz
+.PHONY: help setup browser-setup schema schema-check demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench tables peers-setup simulate fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -142,6 +142,10 @@ peers-setup: $(PEERS_STAMP) ## the environment of benchmarks/peers.py
 
 bench: $(STAMP) $(PEERS_STAMP) ## every benchmark, about half an hour, to benchmarks/results; ARGS="--quick" for small sizes
 	$(PY) -m benchmarks $(ARGS)
+
+TABLES ?= finetune prompt prompt-lm pretrain continual
+tables: $(STAMP) ## evaluation of every task over three seeds, hours on two cores, to benchmarks/results
+	@for task in $(TABLES); do $(BIN)/secagg evaluate --task $$task --out benchmarks/results $(ARGS) || exit 1; done
 
 simulate: $(STAMP) ## N seeded schedules of whole federations; a release runs N=1000000
 	$(PY) -m tests.simulation $(N) --seed $(SEED) --processes $$(nproc)

@@ -85,8 +85,8 @@ class Federation:
         """As federated, with what each site keeps."""
         return self._learn(self.sites, self._plan(private), rng)
 
-    def aggregation_errors(self, rng: Csprng, private: bool = True) -> tuple[AggregationError, ...]:
-        """Of every round: what averaging does to the products of the sites' matrices.
+    def with_errors(self, rng: Csprng, private: bool = True) -> tuple[Personalised, tuple[AggregationError, ...]]:
+        """As personalised, and of every round what averaging did to the products of the sites' matrices.
 
         Raises AdapterError E507 under R2, whose sites have no adapters of their own: their gradients are summed.
         """
@@ -101,8 +101,7 @@ class Federation:
             shared = [(parameters + d).astype(np.float32) for d in differences]
             found.append(aggregation_error(self.learner.model, adapter, list(zip(shared, personal, strict=True))))
 
-        self._learn(self.sites, self._plan(private), rng, on_updates=measure)
-        return tuple(found)
+        return self._learn(self.sites, self._plan(private), rng, on_updates=measure), tuple(found)
 
     def local_noise(self, rng: Csprng) -> Model:
         """As federated, but every site adds the whole noise."""

@@ -5,7 +5,7 @@ labels come in other proportions (`by_drift`).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ffm.data import Partition, Record, label_names, partition, split_like
@@ -21,6 +21,9 @@ class Period:
     name: str
     train: Sites = field(repr=False)
     test: Sites = field(repr=False)
+
+
+Cut = Callable[[tuple[Sequence[Record], Sequence[Record]], int, Partition], tuple[Period, ...]]  # by_labels, by_drift
 
 
 def by_labels(records: tuple[Sequence[Record], Sequence[Record]], periods: int, plan: Partition) -> tuple[Period, ...]:

@@ -106,12 +106,13 @@ class Arms:
     def results(self, arm: Arm, repetition: int) -> list[MethodResult]:
         """For the report: over all test rows, then over those of each site."""
         training = self.federation.manifest.training
+        called = called_at_share(arm.scores, self.table.flagged)  # one threshold for all sites
         steps = 0 if arm.method == "logistic-regression" else training.rounds * training.local_steps
         found = []
         for number, (_, part, labels) in enumerate(self._parts()):
             scores = arm.scores[part]
             wins = twice_wins(np.stack([-scores, scores], 1), labels)
-            counts = _counts(called_at_share(scores, self.table.flagged), labels)
+            counts = _counts(called[part], labels)
             found.append(MethodResult(arm.method, counts, steps, arm.site, number or None, repetition, wins))
         return found
 

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dp.sampling import Csprng
-from ffm.adapters import only_moving
+from ffm.adapters import find, only_moving
 from ffm.errors import AdapterError, TrainingProcessError
 from ffm.learner import Learner, Update, Vector, as_share, plan_of
 from ffm.local_setup import personal_file
@@ -41,10 +42,12 @@ from ffm.round_update import Trainer
 from ffm.site import load_site
 from ffm.start import Event, participate_with, private_state
 from ffm.step import Model, parameters_of
+from ffm.team import Team
 from protocol.manifest import Manifest
 
 Join = Callable[[Trainer, Model], Coroutine[Any, Any, tuple[int, Model | None]]]
 _CODE = "E541"
+_BEGIN, _END, _FAILED = range(3)  # what the first of a client's processes tells the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class SecAggCallback(TrainerCallback):
         self._moving: tuple[ExitStack, Any] | None = None
         self._steps = 0
         self._started = False
+        self._team = Team(torch.device("cpu"))
 
     @property
     def model(self) -> nn.Module:
@@ -150,8 +154,10 @@ class SecAggCallback(TrainerCallback):
         """Join, and wait for the first round."""
         self._check(args, state, kwargs.get("model"))
         self._started = True
-        initial = self._learner.initial()
-        threading.Thread(target=self._line.run, args=(self._join, initial), name="secagg", daemon=True).start()
+        self._team = Team(args.device)
+        if self._team.first:
+            initial = self._learner.initial()
+            threading.Thread(target=self._line.run, args=(self._join, initial), name="secagg", daemon=True).start()
         self._next(control)
         return control
 
@@ -179,24 +185,44 @@ class SecAggCallback(TrainerCallback):
     # -- rounds ----------------------------------------------------------------------------------------------------
 
     def _next(self, control: TrainerControl) -> None:
-        """Wait for what comes: a round, which is begun, or the end."""
-        news = self._line.news.get()
-        if isinstance(news, _Round):
-            learner, spec = self._learner, self.manifest.adapter
-            learner.put_personal(self._personal.kept)
-            learner.put(news.vector)
-            stack = ExitStack()
-            self._moving = stack, stack.enter_context(only_moving(learner.model, spec, news.number))
-            self._round, self._steps = news, 0
+        """Wait for what comes, in all processes of the client: a round, which is begun, or the end."""
+        news = self._line.news.get() if self._team.first else None
+        none = np.empty(0, np.float32)
+        own = self._personal.kept
+        match news:
+            case _Round(number, vector):
+                told, values = self._team.tell((_BEGIN, number), np.concatenate([vector, own]))
+            case _Ended(model, None) if model is not None:
+                told, values = self._team.tell((_END, 0), parameters_of(model, self.manifest))
+            case _Ended(_, None):
+                told, values = self._team.tell((_END, 0), none)
+            case _:
+                told, values = self._team.tell((_FAILED, 0), none)
+        kind, number = told
+        if kind == _BEGIN:
+            self._begin(news if isinstance(news, _Round) else _Round(number, none, Future()), values)
             return
         self._round = None
         control.should_training_stop = True
-        if news.error is not None:
+        if isinstance(news, _Ended) and news.error is not None:
             raise news.error
-        if news.model is not None:
-            self._learner.put(parameters_of(news.model, self.manifest))
+        if kind == _FAILED:
+            raise TrainingProcessError("the federation failed; the first process says why", code=_CODE)
+        if len(values):
+            self._learner.put(values)
+
+    def _begin(self, round_: _Round, values: Vector) -> None:
+        learner, spec = self._learner, self.manifest.adapter
+        learner.put(values[: spec.size])
+        learner.put_personal(values[spec.size :])
+        stack = ExitStack()
+        self._moving = stack, stack.enter_context(only_moving(learner.model, spec, round_.number))
+        self._round, self._steps = round_, 0
 
     def _hand_in(self, round_: _Round) -> None:
+        if not self._team.first:  # an equal copy, of which one is handed in
+            self._let_go()
+            return
         try:
             update = self._update(round_)
         except AdapterError as error:  # not finite: the network's side withdraws with its code
@@ -237,7 +263,8 @@ class SecAggCallback(TrainerCallback):
     def _check(self, args: TrainingArguments, state: TrainerState, model: object) -> None:
         training = self.manifest.training
         steps = training.rounds * training.local_steps
-        several, workers = args.world_size > 1 or args.n_gpu > 1, args.dataloader_num_workers
+        workers, method = args.dataloader_num_workers, find(self.manifest.adapter.method)
+        halves = any(not method.moves(t.name, round_) for t in self.manifest.adapter.tensors for round_ in (1, 2))
         for wrong, what, found, do in (
             (self._started, "a federation is joined once", "a second training", "make a new SecAggCallback"),
             (
@@ -247,9 +274,21 @@ class SecAggCallback(TrainerCallback):
                 "Trainer(model=callback.model, ...)",
             ),
             (
-                several,
-                "a client trains in one process on one device",
-                f"{args.world_size} processes, {args.n_gpu} GPUs",
+                args.n_gpu > 1,
+                "several GPUs take several processes",
+                f"{args.n_gpu} GPUs in one process",
+                "accelerate launch --num_processes N, or CUDA_VISIBLE_DEVICES=0",
+            ),
+            (
+                bool(args.fsdp or args.deepspeed),
+                "a client's model cannot be sharded: its flat vector is of whole tensors",
+                "FSDP or DeepSpeed",
+                "leave it away: an adapter is small, and processes may hold a copy each",
+            ),
+            (
+                halves and args.world_size > 1,
+                "processes that train together train the same tensors in every round",
+                self.manifest.adapter.method,
                 "start it without a launcher, and with CUDA_VISIBLE_DEVICES=0",
             ),
             (bool(workers), "gRPC does not survive a fork", f"{workers} workers", "set dataloader_num_workers=0"),

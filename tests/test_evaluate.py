@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dp.budget import check_next
+from dp.errors import BudgetExceededError
 from ffm.cli.app import app
+from ffm.client_run import budget_of, round_charge
 from ffm.data import Record, split_like
+from ffm.evaluate import continual
 from ffm.evaluate.arms import best_alone, upload_bytes
 from ffm.evaluate.page import markdown, render, table
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.scores import bag_of_words, multinomial_regression
 from ffm.task import build_manifest, load_settings
+from ffm.tasks.continual import METHODS
 
 HOSPITAL = Path(__file__).parent.parent / "examples" / "hospital" / "evaluate.toml"
 
@@ -97,9 +102,36 @@ def test_settings_of_the_evaluation_make_manifests_and_state_their_upload() -> N
     assert upload_bytes(manifest) == 8 * -(-manifest.adapter.size // 2)
 
 
+def test_the_life_in_periods_fits_its_budget() -> None:
+    settings = load_settings(HOSPITAL.with_name("continual.toml"))
+    manifest = build_manifest(settings, "bert-tiny")
+    assert manifest.largest_contribution() <= manifest.aggregation.bound
+    assert len(continual.stream(settings)) == continual.PERIODS
+    charges = [round_charge(manifest, round_, 0) for round_ in range(continual.PERIODS * manifest.training.rounds)]
+    check_next(charges, round_charge(manifest, 100, 0), budget_of(manifest), settings.privacy.spare_rounds)
+    with pytest.raises(BudgetExceededError):
+        check_next(charges, round_charge(manifest, 100, 0), budget_of(manifest), settings.privacy.spare_rounds + 1)
+
+
 def test_unknown_evaluations_are_named() -> None:
     done = CliRunner().invoke(app, ["evaluate", "--task", "nonsense", "--format", "json"])
     assert done.exit_code != 0 and "E531" in done.output
+
+
+@pytest.mark.slow
+def test_a_life_in_periods_is_told_with_its_ledger(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", "--task", "continual", "--quick", "--format", "json"])
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.output.strip().splitlines()[-1])
+    lines = {(line["method"], line["privacy"]): line for line in value["summary"]}
+    ways = {*METHODS, "everything at once"}
+    drifting = {(way + continual.DRIFT, NO_DP) for way in ("sequential", "replay")}
+    assert set(lines) == {(way, privacy) for way in ways for privacy in (NO_DP, "R2, ε = 8")} | drifting
+    assert value["quick"] and all(line["average"][0] is not None for line in lines.values())
+    for privacy in (NO_DP, "R2, ε = 8"):
+        assert lines["adapter-per-period", privacy]["forgetting"][0] == 0.0
+    (said,) = value["notes"]  # all ways charge alike
+    assert "last charged in round 4 of diagnosis-periods-3" in said
 
 
 @pytest.mark.slow

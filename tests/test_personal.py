@@ -251,7 +251,8 @@ def test_each_site_keeps_its_own_and_is_judged_beside_the_global_model(base: Pat
 def test_the_error_of_averaging_is_measured(base: Path, method: str) -> None:
     manifest = manifest_of(base, method, local_steps=3, rounds=2)
     federation = Federation.load(manifest, base, [records(site) for site in range(SITES)])
-    rounds = federation.aggregation_errors(Csprng(bytes(32)))
+    trained, rounds = federation.with_errors(Csprng(bytes(32)))
+    assert np.array_equal(trained.model, federation.personalised(Csprng(bytes(32))).model)  # measured, not touched
     exact = exact_under_summation(manifest)
     assert exact == (method in ("ffa-lora", "rolora", "bitfit"))
     assert len(rounds) == 2
@@ -290,7 +291,7 @@ def test_under_r2_there_is_nothing_to_average(base: Path) -> None:
     assert exact_under_summation(manifest)
     federation = Federation.load(manifest, base, [records(site) for site in range(SITES)])
     with pytest.raises(AdapterError) as caught:
-        federation.aggregation_errors(Csprng(bytes(32)))
+        federation.with_errors(Csprng(bytes(32)))
     assert caught.value.code == "E507"
 
 

@@ -17,6 +17,8 @@ from dp.report_figures import NO_CERTIFICATE, planned_event
 from dp.report_html import render_html
 from dp.report_schema import schema
 from dp.report_trust import adversaries
+from dp.rotation import DITHER
+from dp.rounding import norm_bound
 
 DELTA = Decimal("0.000001")
 COHORT, CORRUPT = 4, 1
@@ -96,6 +98,32 @@ def test_it_verifies_is_valid_and_renders(whole: dict[str, Any]) -> None:
     assert "3 of 3" in html and "1 of 3" in html and "4 of 3" in html
     realised = group(whole, "participation")["realised_noise"]
     assert {row["variance_over_charged"] for row in realised} == {"1.33333333333"}
+
+
+def test_a_rotated_sum_is_told_in_steps_of_its_own_grid() -> None:
+    document = distributed()
+    document["aggregation"] |= {"rotation": "hadamard", "scale": 2048, "slots_per_word": 3, "bound": 200_000}
+    own = [Charge("icd-chapters", DIGEST, 1, 0, planned_event(document))]
+    statements = [SignedStatement(statement(k, own), "e3" * 64) for k in (1, 2, 3, 4)]
+    rotated = build_report(
+        facts(
+            manifest=SignedDocument(document, DIGEST, "a1" * 64),
+            statements=statements,
+            rounds=[attempt(1, 0)],
+            utility=(),
+            evaluation_people="no-evaluation",
+        ),
+        prv=False,
+    )
+    mechanism = group(rotated, "mechanism")
+    units, sensitivity = mechanism["integer_units"], norm_bound(2048, 896, DITHER)
+    assert (units["noised_scale"], units["noise_steps"], units["sensitivity_steps"]) == (2048, 3072, sensitivity)
+    assert units["clip_steps"] == 65536 and "56 blocks of 16 values" in mechanism["rotation"]
+    assert mechanism["real_units"]["noise_standard_deviation"] == "1.5"
+    expected = epsilon([SampledGaussian(1, Fraction(1, 8), 3072, sensitivity, SHARES)], DELTA, prv=False)
+    assert group(rotated, "guarantee")["headline"]["epsilon"] == expected.epsilon
+    assert [c.name for c in verify_report(rotated, prv=False) if not c.ok] == []
+    Draft202012Validator(schema()).validate(rotated)
 
 
 def test_an_edited_row_is_found(whole: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.learner import Learner
 from ffm.lifelong import lifelong
 from ffm.models import locate
-from ffm.periods import Period, by_labels
+from ffm.periods import Cut, Period, by_drift, by_labels
 from ffm.sources import Icd10Source
 from ffm.task import TaskSettings, build_manifest, load_settings
 from ffm.tasks.continual import METHODS, Life, Seen, Way, table_of
@@ -33,6 +33,7 @@ from protocol.manifest import Manifest
 
 PERIODS: Final = 3
 AT_ONCE: Final = "everything at once"
+DRIFT: Final = ", proportions drift"
 _KEY: Final = "accuracy"
 
 
@@ -44,6 +45,7 @@ class _Bench:
     name: str
     periods: tuple[Period, ...]
     seed: int
+    note: str = ""  # of the stream, behind a method's name
 
     def learner(self, private: bool, rounds: int = 1) -> Learner:
         """At its start; for `rounds` times the rounds of one period."""
@@ -52,6 +54,10 @@ class _Bench:
         longer = model.model_copy(update={"rounds": model.rounds * rounds})
         manifest = build_manifest(settings.model_copy(update={"models": {self.name: longer}}), self.name)
         return Learner.load(manifest, locate(model.base_model))
+
+    def mark(self, method: str) -> str:
+        """As rows name it."""
+        return method + self.note
 
     def rng(self, *parts: object) -> Csprng:
         """Pinned, so that a table can be made again."""
@@ -68,7 +74,12 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
     spent: list[str] = []
     by_site: dict[str, list[float]] = {}
     for seed in seeds:
-        bench = _Bench(settings, name, stream(seeded(settings, seed)), seed)
+        own = seeded(settings, seed)
+        bench = _Bench(own, name, stream(own), seed)
+        drifting = replace(bench, periods=stream(own, by_drift), note=DRIFT)
+        for method in ("sequential", "replay"):
+            say(f"seed {seed}: {method}{DRIFT}")
+            rows.append(_life(drifting, method, False, by_site, spent))
         for private in (False, True):
             for method in METHODS:
                 say(f"seed {seed}: {method}{' with DP' if private else ''}")
@@ -82,7 +93,8 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         what=f"{settings.data.sentence()}; {PERIODS} periods of {18 // PERIODS} chapters each. BERT-tiny, FFA-LoRA, "
         f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
         f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps one record in four of "
-        "a period's worth. adapter-per-period is told of which period a test record is, the others are not.",
+        f"a period's worth. With '{DRIFT[2:]}' all chapters come in every period, in shares that turn. "
+        "adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
         quick=quick,
@@ -102,13 +114,13 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
     )
 
 
-def stream(settings: TaskSettings) -> tuple[Period, ...]:
+def stream(settings: TaskSettings, cut: Cut = by_labels) -> tuple[Period, ...]:
     """The hospital example's records in periods. Raises DataError E515 for another source."""
     source = settings.data
     if not isinstance(source, Icd10Source):
         raise DataError("continual learning is shown on diagnoses", expected='data.source = "icd10"', code="E515")
     plan = source.partition()
-    return by_labels(split_by_code(icd10_records(), plan.cap_per_class, plan.seed), PERIODS, plan)
+    return cut(split_by_code(icd10_records(), plan.cap_per_class, plan.seed), PERIODS, plan)
 
 
 def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[float]], spent: list[str]) -> Row:
@@ -126,8 +138,10 @@ def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[flo
             spent.append(_said(ledger, learner.manifest))
             ledger.close()
     sites = [lifelong(table_of(seen, _KEY, site)).average for site in range(1, len(bench.periods[0].train) + 1)]
-    by_site[f"{method}, {'DP' if private else NO_DP}, seed {bench.seed}"] = [round(value, 4) for value in sites]
-    return _row(bench, learner.manifest, method, seen, time.perf_counter() - began)
+    by_site[f"{bench.mark(method)}, {'DP' if private else NO_DP}, seed {bench.seed}"] = [
+        round(value, 4) for value in sites
+    ]
+    return _row(bench, learner.manifest, bench.mark(method), seen, time.perf_counter() - began)
 
 
 def _at_once(bench: _Bench, private: bool) -> Row:

@@ -61,7 +61,7 @@ class Way:
 
     method: str
     replay: Fraction = Fraction(1, 4)
-    strength: float = 0.1
+    strength: float = 10.0
     private: bool = True
 
     def __post_init__(self) -> None:
