@@ -196,3 +196,29 @@ def test_a_client_sends_at_most_32_kib_a_round_for_smollm2(clients: int, tokens:
     first, second = asyncio.run(asyncio.wait_for(main(), 60))
     print(f"{clients} clients, {tokens} virtual tokens: {first} bytes up in round 1, {second - first} in round 2")
     assert tokens * 576 // 3 * 8 < second - first <= 32 * 1024
+
+
+@pytest.mark.slow
+def test_smollm2_learns_a_prompt_under_dp(tmp_path: Path) -> None:
+    """The real model: gradients of each record, one private round, and a file that plain PEFT loads."""
+    settings = language_settings(Path("smollm2"), "instruction-tuning", virtual_tokens=19, max_length=64, rounds=1,
+                                 local_steps=1)  # fmt: skip
+    manifest = build_manifest(settings, "small")
+    assert manifest.base_model.name == "smollm2" and manifest.adapter.size == 19 * 576
+    records = [Record(text, "An answer.") for text in TEXTS[1:3]]
+    run = Federation.load(manifest, locate("smollm2"), [records] * 4)
+    model, task, batch = run.learner.model, run.learner.task, dict(run.sites[0])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _train_mode(model), _per_sample_gradients(model, parameters, wanted=True):
+        task.losses(model, batch).sum().backward()
+        found = parameters[0].grad_sample.reshape(2, -1)  # type: ignore[attr-defined]
+    expected = one_at_a_time(task, model, batch)
+    assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    trained = run.federated(Csprng(bytes(32)))
+    assert not np.array_equal(trained, run.start)
+    save_adapter(model, manifest.adapter, tmp_path, "smollm2")
+    plain: Any = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32)
+    plain = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
+    with torch.no_grad():
+        inputs = {IDS: batch[IDS], "attention_mask": batch[MASK]}
+        assert torch.equal(plain(**inputs).logits, model.eval()(**inputs).logits)
