@@ -10,7 +10,7 @@ no canaries in it; the sums that are rotated have theirs (`ffm.audit_pipeline`).
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isqrt, prod, sqrt
 from typing import Final, Protocol
 
@@ -34,6 +34,7 @@ _TOGETHER: Final = 16  # releases of which every pair is compared
 _VALUES: Final = 2**20  # of one trace, about
 _CONTROL_VALUES: Final = 300_000
 _DITHERS: Final = 20
+_PARTS: Final = 4  # of a rotated vector: each is a comparison, of which an audit has a hundred (`dp.audit`)
 
 
 class Release(Protocol):
@@ -61,12 +62,16 @@ def check_rotated(manifest: Manifest, values: tuple[int, int], rng: Csprng) -> l
     if release is None:
         return []
     clip = manifest.privacy.clip_steps
+    stages = {"noise: ": "rotated: ", "control: ": "control: rotated, "}  # the sums before it have such checks as well
     finer = replace(release, shift=max(0, release.shift - 2))
-    return [
+    found = [
         check_moves(release, clip, release.noise.clip_steps, rng),
         *_shares(manifest, release, values, rng),
         _control("a grid finer than is accounted for", [check_moves(finer, clip, release.noise.clip_steps, rng)]),
     ]
+    for old, new in stages.items():
+        found = [replace(f, name=f.name.replace(old, new)) for f in found]
+    return found
 
 
 def check_sensitivity(running: ClientMechanism, claimed: ClientMechanism, rng: Csprng) -> Finding:
@@ -132,11 +137,11 @@ def check_units(manifest: Manifest) -> Finding:
 
 
 def coordinate_groups(manifest: Manifest) -> dict[str, slice]:
-    """Coordinates of each tensor, or of each block of the rotation."""
+    """Coordinates of each tensor; of a rotated vector, in which no coordinate is a tensor's, of each of a few parts."""
     rotation = rotation_of(manifest)
     if rotation is not None:
-        block = rotation.root**2
-        return {f"block {k}": slice(k * block, (k + 1) * block) for k in range(rotation.length // block)}
+        cuts = [rotation.length * k // _PARTS for k in range(_PARTS + 1)]
+        return {f"part {k + 1} of {_PARTS}": slice(*cut) for k, cut in enumerate(pairwise(cuts))}
     tensors = manifest.adapter.tensors
     ends = list(accumulate(prod(tensor.shape) for tensor in tensors))
     return {t.name: slice(*at) for t, at in zip(tensors, zip([0, *ends], ends, strict=False), strict=True)}

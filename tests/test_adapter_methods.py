@@ -333,9 +333,11 @@ def test_rolora_under_moments_or_a_rotation_is_refused(tiny_bert: Path) -> None:
     moments = ServerSpec(optimizer="fedyogi", learning_rate="1", beta1="0.9", beta2="0.99", tau="0.001")
 
     def under(server: ServerSpec, rotation: Any = None) -> Manifest:
-        training, aggregation = TrainingSpec.model_construct(server=server), AggregationSpec.model_construct()
-        turned = aggregation.model_copy(update={"rotation": rotation})
-        return Manifest.model_construct(adapter=spec, training=training, aggregation=turned)
+        training, aggregation = (
+            TrainingSpec.model_construct(server=server),
+            AggregationSpec.model_construct(rotation=rotation),
+        )
+        return Manifest.model_construct(adapter=spec, training=training, aggregation=aggregation)
 
     adapters.refuse(under(plain))
     for wrong, why in ((under(moments), "moments"), (under(plain, "hadamard"), "rotation")):

@@ -11,6 +11,7 @@ from torch import nn
 from dp import training
 from dp.objective import CLASSIFICATION, Records
 from dp.sampling import Csprng
+from ffm import learner as learner_module
 from ffm.compute import HalfPrecision
 from ffm.errors import TrainingProcessError
 from ffm.learner import Learner, plan_of
@@ -126,13 +127,13 @@ def test_the_setup_travels_whole() -> None:
 
 
 def test_a_pass_holds_fewer_records_where_more_is_trained(base: Path) -> None:
-    assert plan_of(manifest_of(base, "lora")).max_physical_batch == 64
-    assert plan_of(manifest_of(base, "full")).max_physical_batch == 64
-    large = manifest_of(base, "full").adapter
-    tensors = (large.tensors[0].model_copy(update={"shape": (2**20, 5)}),)
     manifest = manifest_of(base, "full")
-    adapter = large.model_copy(update={"tensors": tensors})
-    assert plan_of(manifest.model_copy(update={"adapter": adapter})).max_physical_batch == 3
+    assert plan_of(manifest_of(base, "lora")).max_physical_batch == learner_module.PHYSICAL_BATCH
+    few, many = learner_module._VALUES // 3, learner_module._VALUES + 1
+    for size, expected in ((few, 3), (many, 1)):
+        tensor = manifest.adapter.tensors[0].model_copy(update={"shape": (size,)})
+        adapter = manifest.adapter.model_copy(update={"tensors": (tensor,)})
+        assert plan_of(manifest.model_copy(update={"adapter": adapter})).max_physical_batch == expected
 
 
 def test_half_precision_is_an_objective(base: Path) -> None:

@@ -187,4 +187,4 @@ def test_a_real_federation_plays_it_and_its_report_verifies(tmp_path: Path) -> N
     report = Path(result["run"]) / "report.json"
     verified = subprocess.run([*command, "report", "verify", str(report)], cwd=ROOT, stdout=subprocess.DEVNULL)
     assert verified.returncode == 0
-    assert json.loads(report.read_bytes())["facts"]["manifest"]["training"]["task"] == "severity"
+    assert json.loads(report.read_bytes())["facts"]["manifest"]["document"]["training"]["task"] == "severity"

@@ -30,6 +30,11 @@ def test_clean_shares_raise_no_alarm(part: str, seed: int) -> None:
     assert [f"{finding.name}: {finding.found} ({finding.bound})" for finding in result.violations] == []
 
 
+def test_rotated_sums_are_audited_beside_what_is_rotated() -> None:
+    """Under names of their own, and within the comparisons that an audit has."""
+    assert small_audit(0, ("shares", "rotated", "shared books", "encoding")).passed
+
+
 def test_the_training_process_raises_no_alarm() -> None:
     assert small_audit(0, ("process",)).passed
 
