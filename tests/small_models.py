@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ffm import models
 from ffm.task import TaskSettings
@@ -27,6 +27,24 @@ def save_tiny_bert(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         BertForSequenceClassification(config).bert.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(models.locate("bert-tiny") / name, folder / name)
+    return folder
+
+
+def save_tiny_masked_bert(folder: Path) -> Path:
+    """An encoder with its masked-language head, in `folder`; the same at each call."""
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        BertForMaskedLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models.locate("bert-tiny") / name, folder / name)
     return folder

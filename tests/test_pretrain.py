@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import language_settings, save_tiny_llama
+from small_models import language_settings, save_tiny_llama, save_tiny_masked_bert
 from transformers import AutoModelForMaskedLM
 
 from dp.accountant import epsilon
@@ -30,7 +30,7 @@ def settings(base: str = "bert-tiny", learns: str = "masked-lm", **federated: An
     small = language_settings(Path(base), learns).model_dump()
     targets = ("layer.1.attention.self.query", "layer.1.output.dense") if learns == "masked-lm" else ("down_proj",)
     section = {**small["models"]["small"], "max_length": 24, "virtual_tokens": 0}
-    public = {"method": "full", "optimizer": "adam", "learning_rate": "0.001", "local_steps": 2, "rounds": 3}
+    public = {"method": "full", "optimizer": "adam", "learning_rate": "0.01", "local_steps": 2, "rounds": 3}
     adapter = {"method": "ffa-lora", "rank": 2, "alpha": 4, "target_modules": targets}
     private = {"rounds": 3, "local_steps": 1, "learning_rate": "1", "sampling": "1/4", "aggregation_bound": 40_000_000}
     body = {
@@ -61,7 +61,8 @@ def pretraining(*phases: Phase, plateau: Plateau = NEVER, **options: Any) -> Pre
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[PhaseResult, ...]]:
     folder = tmp_path_factory.mktemp("chain")
-    return folder, run(pretraining(PUBLIC, FEDERATED, PUBLIC, FEDERATED), 1, folder)
+    bert = str(save_tiny_masked_bert(folder / "bert"))
+    return folder, run(pretraining(PUBLIC, FEDERATED, PUBLIC, FEDERATED, base=bert), 1, folder)
 
 
 Chain = tuple[Path, tuple[PhaseResult, ...]]
@@ -115,6 +116,7 @@ def test_a_merged_model_loads_in_plain_transformers_and_names_no_path(chain: Cha
         assert str(folder) not in file.read_text() and str(locate("bert-tiny").parent) not in file.read_text()
 
 
+@pytest.mark.slow
 def test_everything_on_a_causal_model_without_dp(tmp_path: Path) -> None:
     """Both phases full-parameter, then adapters in both; the model is a random one, so only the path is shown."""
     llama = str(save_tiny_llama(tmp_path / "llama"))
@@ -153,7 +155,8 @@ def test_the_plateau_rule(losses: list[float], reached: bool) -> None:
 
 
 def test_a_plateau_ends_a_phase_and_rounds_that_are_not_run_are_not_charged(tmp_path: Path) -> None:
-    plan = pretraining(PUBLIC, FEDERATED, plateau=Plateau(patience=1, least=0.9), rounds=3)
+    bert = str(save_tiny_masked_bert(tmp_path / "bert"))
+    plan = pretraining(PUBLIC, FEDERATED, plateau=Plateau(patience=1, least=0.9), rounds=3, base=bert)
     results = run(plan, 1, tmp_path, lambda line: None)
     assert [(r.rounds, r.stopped) for r in results] == [(1, True), (1, True)]
     with PrivacyLedger.open(tmp_path / "ledgers" / "hospital-1.db", silo="hospital-1", population="-") as ledger:
