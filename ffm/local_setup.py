@@ -1,7 +1,7 @@
 """What a site gives its training process: where things are, and how to compute. Nothing of it is in the manifest.
 
 A site chooses what its machine is good at. None of it changes what is sampled, clipped or noised, or the law of the
-result; what would is refused (docs/adr/0066).
+result; what would is refused (docs/adr/0068).
 
 | setting | without DP | with DP |
 |---|---|---|
