@@ -266,7 +266,7 @@ FAULTS = (
     fault(
         "mean over the batch (token-mean loss)",
         "planted",
-        "do not couple",
+        "depends on the other records",
         (Classification, "losses", ('reduction="none")', 'reduction="none") / len(batch[LABELS])')),
     ),
     fault(
@@ -400,7 +400,7 @@ FAULTS = (
         (
             budget,
             "check_next",
-            ("epsilon(after, budget.delta", "epsilon(after, min(100 * budget.delta, budget.delta.from_float(0.5))"),
+            ("after, budget.unit), budget.delta", 'after, budget.unit), min(100 * budget.delta, Decimal("0.5"))'),
         ),
     ),
     fault(
