@@ -206,7 +206,8 @@ def test_refusals_that_delta_does_not_cover_leave_no_claim() -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "expected"), [(1, "1.83"), (2, "3.98"), pytest.param(4, "8.90", marks=pytest.mark.slow)]
+    ("records", "expected"),
+    [(1, "1.83"), *(pytest.param(k, e, marks=pytest.mark.slow) for k, e in ((2, "3.98"), (4, "8.90")))],
 )
 def test_several_records_of_a_person_against_the_design_page(records: int, expected: str) -> None:
     result = epsilon([replace(REFERENCE, records=records)], Decimal("1e-5"), prv=False)
