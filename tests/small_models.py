@@ -1,11 +1,19 @@
 """A BERT of 8 dimensions and a Llama of 16 with real tokenizers: base models like any other, and quick."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from ffm import models
 from ffm.task import TaskSettings
@@ -13,8 +21,7 @@ from ffm.task import TaskSettings
 LLAMA_POSITIONS = 64
 
 
-def save_tiny_bert(folder: Path) -> Path:
-    """An encoder without a head, far from degenerate, in `folder`."""
+def _save_bert(folder: Path, build: Callable[[BertConfig], PreTrainedModel], **more: float) -> Path:
     config = BertConfig(
         vocab_size=30522,
         hidden_size=8,
@@ -22,32 +29,24 @@ def save_tiny_bert(folder: Path) -> Path:
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=64,
-        initializer_range=0.4,
+        **more,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        BertForSequenceClassification(config).bert.save_pretrained(folder)
+        build(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models.locate("bert-tiny") / name, folder / name)
     return folder
+
+
+def save_tiny_bert(folder: Path) -> Path:
+    """An encoder without a head, far from degenerate, in `folder`."""
+    return _save_bert(folder, lambda config: BertForSequenceClassification(config).bert, initializer_range=0.4)
 
 
 def save_tiny_masked_bert(folder: Path) -> Path:
     """An encoder with its masked-language head, in `folder`; the same at each call."""
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        BertForMaskedLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(models.locate("bert-tiny") / name, folder / name)
-    return folder
+    return _save_bert(folder, BertForMaskedLM)
 
 
 def save_tiny_llama(folder: Path) -> Path:

@@ -4,6 +4,7 @@ What is saved is `trained.safetensors` with the names of plain transformers: who
 `load_state_dict(load_file("trained.safetensors"), strict=False)` has the same logits.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ TRAINED = "trained.safetensors"
 class _InPlace(Method):
     exact = True  # parameters of the model themselves
 
+    @abstractmethod
     def trained(self, parameter: str) -> bool:
         """Whether a parameter of the base model is trained."""
-        raise NotImplementedError
 
     def attach(self, base: PreTrainedModel, settings: AdapterSettings, peft_type: str) -> nn.Module:
         """The base model itself; its start is its own, and what the checkpoint lacks was drawn from the seed."""

@@ -5,6 +5,7 @@ which of its tensors stay with the client, which of them move in a round, and wh
 specs and refusals are those of `ffm.adapters`; clipping, noise and masks never see a method.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,20 +35,20 @@ class AdapterSettings:
     personal_head: bool = False
 
 
-class Method:
+class Method(ABC):
     """A method of adaptation. Subclasses override what is not so for them; an object holds no state."""
 
     name: str
     uses: tuple[str, ...] = ()  # settings that it takes besides seed and personal_head; the others must be 0 or empty
     exact: bool  # the mean of the clients' vectors is the mean of their models: effective weights are linear in it
 
+    @abstractmethod
     def attach(self, base: PreTrainedModel, settings: AdapterSettings, peft_type: str) -> nn.Module:
         """`base` with its adapter: exactly the trained parameters require a gradient, all start values from the seed.
 
         Deterministic on every machine, and called like the base: `model(input_ids=, attention_mask=).logits`. Raises
         AdapterError E505 for a base model that the method does not fit.
         """
-        raise NotImplementedError
 
     def plain_name(self, parameter: str) -> str:
         """Name of a parameter of the attached model, as in manifests and in the saved file."""
@@ -61,7 +62,7 @@ class Method:
         """Whether the tensor is trained in round `round_` >= 1; what is not has an update of exactly zero."""
         return True
 
-    def refuse(self, manifest: Manifest) -> None:
+    def refuse(self, manifest: Manifest) -> None:  # noqa: B027 - a hook: most methods refuse nothing
         """Raise AdapterError E507 for a manifest under which the method would not be what its name says."""
 
     def factors(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -69,15 +70,15 @@ class Method:
         multiplied."""
         return {}
 
+    @abstractmethod
     def save(self, model: nn.Module, folder: Path, base_name: str) -> None:
         """Write the adapter as PEFT does, or in transformers' names where PEFT has no such method. No network,
         no path of this machine in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merged(self, model: nn.Module) -> PreTrainedModel:
         """A plain transformers model with the same logits; `model` is used up. Raises AdapterError E508 if there is
         none."""
-        raise NotImplementedError
 
 
 def is_head(tensor: str) -> bool:

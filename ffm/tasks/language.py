@@ -6,6 +6,7 @@ the perplexity per predicted token, smaller is better.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +33,7 @@ _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # publ
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
 
 
-class _LanguageModel:
+class _LanguageModel(ABC):
     """What the three have in common."""
 
     fields: tuple[str, ...] = FIELDS
@@ -104,9 +105,9 @@ class _LanguageModel:
         """Logits that the head computes for one record are so many times the vocabulary."""
         return int(test[IDS].shape[1])
 
+    @abstractmethod
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(records, places, vocabulary) logits, and the (records, places) labels that they predict."""
-        raise NotImplementedError
 
 
 class MaskedLanguageModel(_LanguageModel):
