@@ -71,7 +71,7 @@ def _run_folder(state: Path, site: Site, wanted: Path | None) -> Path:
     """One run folder per task, remembered: a server that starts again goes on where it stopped.
 
     Raises:
-        DocumentError: E423, the task was begun in another folder.
+        DocumentError: E423, the task was begun in another folder, or another task in this one.
     """
     note = state / f"run-{site.manifest.digest().hex()[:16]}"
     known = Path(note.read_text()) if note.exists() else None
@@ -82,6 +82,15 @@ def _run_folder(state: Path, site: Site, wanted: Path | None) -> Path:
             found=target,
             expected=known,
             do="leave --run away to go on there; a new run needs a new manifest, because rounds are never repeated",
+            code="E423",
+        )
+    others = (other for other in state.glob("run-*") if other != note and other.suffix != ".new")
+    if any(Path(other.read_text()) == target for other in others):
+        raise DocumentError(
+            "another task was begun in this run folder",
+            found=target,
+            expected="a run folder of its own for each manifest",
+            do="leave --run away, or name a new folder",
             code="E423",
         )
     target.mkdir(parents=True, exist_ok=True)
@@ -322,13 +331,13 @@ def _initial(site: Site) -> Model:
     server's folder if it was computed before."""
     if site.manifest.adapter.start is not None:
         return find(site.folder, site.manifest.adapter.start, site.manifest.adapter.size)
-    path = private_state(site) / f"initial-{site.manifest.digest().hex()[:16]}.f32"
+    path = private_state(site) / f"initial-{site.manifest.digest().hex()[:16]}.f32"  # the next manifest has another
     if path.exists():
         model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
         if len(model) == site.manifest.adapter.size:
             return model
     initial: Model = _learner(site).initial()
-    path.write_bytes(model_bytes(initial))
+    write_atomic(path, model_bytes(initial))
     return initial
 
 
