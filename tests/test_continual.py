@@ -24,6 +24,7 @@ from ffm.data import Partition, Record
 from ffm.errors import DataError, TaskError
 from ffm.learner import Learner
 from ffm.lifelong import Lifelong, lifelong
+from ffm.memory import Memory
 from ffm.models import locate
 from ffm.periods import Period, by_drift, by_labels
 from ffm.step import Pull, initial_model, next_model
@@ -32,7 +33,6 @@ from ffm.task import build_manifest, example_settings, load_settings
 from ffm.tasks.continual import (
     METHODS,
     Life,
-    Memory,
     Seen,
     Way,
     live_through,

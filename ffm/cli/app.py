@@ -104,6 +104,24 @@ def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
         run_decryptor(site, Output(format_))
 
 
+@app.command("arrive")
+def arrive(
+    site: SiteArgument,
+    new: Annotated[
+        Path, typer.Argument(help="CSV of the records that came, in the form of records.csv", metavar="NEW.csv")
+    ],
+    replay: Annotated[
+        str, typer.Option("--replay", help="share of a period's records to keep of all earlier ones")
+    ] = "0",
+    format_: FormatOption = Format.text,
+) -> None:
+    """At a site, before the next period's task: new records take the place of the old ones, some of which may stay."""
+    with reported(format_):
+        from ffm.cli.arrive import run
+
+        run(site, new, replay, Output(format_))
+
+
 @app.command()
 def audit(
     subject: Annotated[
@@ -324,6 +342,22 @@ def demo_run(
         from ffm.cli.demo_run import run
 
         run(settings, model, out, device, Output(format_))
+
+
+@demo_app.command("continual")
+def demo_continual(
+    way: Annotated[str, typer.Option("--way", help="sequential, replay, ewc or adapter-per-period")] = "replay",
+    rounds: Annotated[int | None, typer.Option("--rounds", help="of a period; default 8", min=1)] = None,
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Five hospitals' diagnoses arrive in three periods: three signed tasks, one model, one ledger per hospital."""
+    with reported(format_):
+        from ffm.cli.demo_continual import continual
+
+        continual((way, rounds), out, device, settings, Output(format_))
 
 
 @join_app.command("request")

@@ -16,7 +16,7 @@ owner pins start and importance in the next period's manifest (`ffm.succession`)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from dp.budget import check_next
 from dp.ledger import PrivacyLedger
-from dp.sampling import Csprng, poisson_sample
+from dp.sampling import Csprng
 from ffm.client_run import budget_of, round_charge
 from ffm.consolidation import Tally, refuse
 from ffm.data import Record
 from ffm.errors import DataError, TaskError
 from ffm.federation import Federation
 from ffm.learner import Learner, Vector
+from ffm.memory import Memory
 from ffm.periods import Period
 from ffm.step import Model, Pull, initial_model, next_model, parameters_of
 from ffm.succession import Past, continued
@@ -65,33 +66,6 @@ class Way:
             )
 
 
-@dataclass(slots=True)
-class Memory:
-    """What one site keeps of its earlier records. It never leaves the site.
-
-    Every record is kept or dropped by a coin of its own (the site's CSPRNG, public odds): after k periods each of them
-    has share/k of its records in memory, so the memory is bounded in the mean and never grows. A fixed number of places
-    would couple records, one more pushing another one out, and neighbours in the sense of DP would differ by two.
-    """
-
-    share: Fraction
-    rng: Csprng = field(repr=False)
-    records: tuple[Record, ...] = field(default=(), repr=False)
-    periods: int = 0
-
-    def end_period(self, arrived: Sequence[Record]) -> None:
-        """Keep some of what arrived, drop some of what was kept."""
-        self.periods += 1
-        old = self._drawn(self.records, Fraction(self.periods - 1, self.periods))
-        self.records = old + self._drawn(arrived, self.share / self.periods)
-
-    def _drawn(self, records: Sequence[Record], odds: Fraction) -> tuple[Record, ...]:
-        if not records or not odds:
-            return ()
-        chosen = poisson_sample(self.rng, len(records), odds.numerator, odds.denominator)
-        return tuple(records[i] for i in chosen)
-
-
 def period_manifest(
     base: Manifest, number: int, name: str, past: Past | None = None, strength: Decimal | None = None
 ) -> Manifest:
@@ -112,6 +86,17 @@ class Seen:
     scores: Scores
 
 
+def judged(learner: Learner, vectors: Sequence[Vector], periods: Sequence[Period], after: int) -> list[Seen]:
+    """On every period's test records, of all sites and of each that has some. `vectors`: which one answers a period."""
+    found = []
+    for number, (period, vector) in enumerate(zip(periods, vectors, strict=True), start=1):
+        everybody = [record for site in period.test for record in site]
+        for site, records in enumerate((everybody, *period.test)):
+            if records:
+                found.append(Seen(after, number, site, learner.scores(vector, learner.tensors(records))))
+    return found
+
+
 class Life:
     """One model, its sites and their ledgers, from period to period."""
 
@@ -129,7 +114,7 @@ class Life:
         self._learner, self._way, self._rng, self._ledgers = learner, way, rng, tuple(ledgers)
         self._first: Vector = learner.initial()
         self._vectors: list[Vector] = []
-        self._memories: dict[int, Memory] = {}
+        self._memories: dict[int, Memory[Record]] = {}
         self._importance: Vector | None = None
         if way.method == "ewc":
             refuse(learner.manifest)
@@ -187,15 +172,7 @@ class Life:
 
     def scores(self, periods: Sequence[Period]) -> list[Seen]:
         """The model as it is now on every period's test records: of all sites, and of each that has some."""
-        found = []
-        for number, period in enumerate(periods, start=1):
-            vector = self._vector_for(number)
-            everybody = [record for site in period.test for record in site]
-            for site, records in enumerate((everybody, *period.test)):
-                if records:
-                    scores = self._learner.scores(vector, self._learner.tensors(records))
-                    found.append(Seen(self.periods, number, site, scores))
-        return found
+        return judged(self._learner, [self._vector_for(k + 1) for k in range(len(periods))], periods, self.periods)
 
     def _past(self) -> Past | None:
         """What the next period takes over."""
