@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,13 @@ MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state
 ATTEMPTS_PER_ROUND = 3
 MAX_ABORTS_IN_A_ROW = 2 * ATTEMPTS_PER_ROUND
 Event = Callable[[dict[str, Any]], None]
+Over = Callable[[int, Model], Awaitable[bool]]
+"""Asked before each attempt and after the last one, with the number of released rounds and the model after them: has
+the task ended?"""
+
+
+async def _never(released: int, model: Model) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -101,6 +108,7 @@ class ServerRun:
         self.pull: Pull | None = None  # what the manifest pins for consolidation, where it does
         self._tally = _tally(self.manifest, self.state, folder)
         self._restored: tuple[ServerSession, int] | None = None  # and when it began
+        self.over: Over = _never
 
     async def restore(self, initial: Model) -> bool:
         """Before the server is bound: bring back what clients of an earlier process may ask for, and the attempt that
@@ -150,10 +158,10 @@ class ServerRun:
             self._rpc.broadcast(RoundResult(facts.round, facts.attempt, included, digest, next_digest))
 
     async def run(self, initial: Model) -> Model:
-        """Run the remaining rounds; the last model.
+        """Run the remaining rounds, or those until the task is `over`; the last model.
 
         Raises:
-            ProtocolError: Several attempts in a row ended without a sum.
+            ProtocolError: Several attempts in a row ended without a sum; and what `over` raises.
         """
         model = self._checkpoint(initial)
         aborts = 0
@@ -165,7 +173,7 @@ class ServerRun:
             model, released = await self._ended(session, outcome, model, started)
             aborts = 0 if released else 1
         self._account_for_rows(model)
-        while (key := self._next_key()) is not None:
+        while not await self.over(self._released, model) and (key := self._next_key()) is not None:
             if aborts:  # who was lost a moment ago may be back in a moment
                 await self._rpc.wait_connected(self.roster.ids, self.deadlines.grace)
             model, released = await self._attempt(key, model)
@@ -181,6 +189,10 @@ class ServerRun:
                     code="E420",
                 )
         return model
+
+    @property
+    def _released(self) -> int:
+        return sum(facts.status == "released" for facts in self.state.rounds)
 
     def _next_key(self) -> tuple[int, int] | None:
         """The attempt to run next, above everything known; None after the last round."""

@@ -26,6 +26,7 @@ from ffm.site import MANIFEST, SIGNATURE, Site
 from ffm.step import Model, Pull, initial_model, model_bytes, parameters_of
 from ffm.succession import fetch, find, pinned, pull_of
 from ffm.training_process import TrainingProcess
+from ffm.validation import Judge, Validation
 from protocol.client_states import ClientSetup
 from protocol.decryptor import DecryptorSetup
 from protocol.errors import DocumentError, TransportError
@@ -55,6 +56,7 @@ class ServerOptions:
     deadlines: Deadlines = field(default_factory=Deadlines)
     wait_connected_s: float = 300.0
     wait_statements_s: float = 30.0
+    validation: Validation | None = None  # judge every released model; end the task on a plateau
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,14 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     run.deadlines, run.on_event = options.deadlines, on_event
     write_atomic(run_folder / MANIFEST, site.manifest.to_bytes())
     write_atomic(run_folder / (MANIFEST + SIGNATURE), site.manifest_signature)
+    judge = _judge(site, options.validation, run_folder, on_event)
     try:
         run.pull = _offer(site, rpc)
         resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_first_model, site))
         await rpc.start(*site.address)
+        if judge is not None:
+            await judge.open()
+            run.over = judge.over
         if not resumed:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
@@ -136,6 +142,8 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
             await asyncio.to_thread(write_report, run_folder, facts, site.identity, site.owner)
     finally:
+        if judge is not None:
+            await judge.close()
         await rpc.stop()
         journal.close()
     return run_folder
@@ -151,6 +159,15 @@ def _offer(site: Site, rpc: AggregationServer) -> Pull | None:
     if manifest.adapter.start is None or held is None or held.importance is None:
         return None
     return pull_of(vectors[manifest.adapter.start], vectors[held.importance])
+
+
+def _judge(site: Site, chosen: Validation | None, run_folder: Path, on_event: Event) -> Judge | None:
+    if chosen is None:
+        return None
+    own = site.settings
+    compute = Compute(own.device, 1, own.precision, own.checkpointing, own.physical_batch)
+    setup = LocalSetup(_base_model(site), chosen.data, site.task_file, compute=compute)
+    return Judge(site.manifest, setup, chosen, run_folder, on_event)
 
 
 async def participate(site: Site, options: ClientOptions, on_event: Event) -> int:

@@ -11,13 +11,12 @@ from typing import Any
 
 from rich.table import Table
 
-from dp.accountant import epsilon, in_unit
-from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
 from ffm.chain import next_link
 from ffm.cli.demo import model_of, show
 from ffm.cli.output import Format, Output
 from ffm.cli.running import run_until_signal
+from ffm.cli.spent import spent_at
 from ffm.data import write_records
 from ffm.demo import VICTIM, Layout, Play, found, local_settings
 from ffm.evaluate.continual import stream
@@ -27,7 +26,7 @@ from ffm.memory import arrive
 from ffm.periods import Period
 from ffm.site import load_site
 from ffm.sources import Written, site_names
-from ffm.start import POPULATION, new_run_id, private_state
+from ffm.start import new_run_id, private_state
 from ffm.step import parameters_of
 from ffm.succession import left_by
 from ffm.task import TaskSettings, build_manifest, example_settings, load_settings
@@ -150,11 +149,8 @@ def _print(layout: Layout, lived: tuple[Way, Sequence[Period], list[Seen]], seco
 def _spent(layout: Layout) -> str:
     """Of the first hospital; each is charged alike."""
     site = load_site(next(iter(layout.consortium.clients.values())))
-    p = site.manifest.privacy
-    path = private_state(site) / "ledger" / f"{POPULATION}.sqlite"
-    with PrivacyLedger.open(path, silo=site.settings.name, population=POPULATION) as ledger:
-        charges, last = ledger.charges(), ledger.last_charged
-    if not charges or last is None:
+    p, spent = site.manifest.privacy, spent_at(site)
+    if spent is None:
         return "nothing charged"
-    total = epsilon(in_unit(charges, p.unit), Decimal(p.delta)).epsilon
-    return f"ε = {total} of {p.epsilon} at δ = {p.delta}, last charged in round {last.round} of {last.task}"
+    last = spent.last
+    return f"ε = {spent.epsilon} of {p.epsilon} at δ = {p.delta}, last charged in round {last.round} of {last.task}"
