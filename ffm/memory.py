@@ -65,7 +65,8 @@ def arrive(state: Path, records: Path, new: Path, share: Fraction, rng: Csprng) 
 
     Args:
         state: The site's private folder of state.
-        records: The file that the site trains on; it is written anew.
+        records: The file that the site trains on; it is written anew. What is in it at the first call was its first
+            period.
         new: CSV of the records that came; any columns, but the same in all periods.
         share: Of one period's records, expected to be kept of all earlier ones together; 0: nothing is kept.
         rng: The site's own.
@@ -79,6 +80,10 @@ def arrive(state: Path, records: Path, new: Path, share: Fraction, rng: Csprng) 
     header, lines = _read(new)
     if not lines:
         raise DataError("a period without records", found=0, expected="at least one record", code="E514")
+    if not period and records.is_file():  # what the site trained on before its first arrival was its first period
+        _write(folder / _KEPT.format(1), header, ())
+        _write(folder / _ARRIVED.format(1), *_read(records))
+        period = 1
     running = _read(folder / _ARRIVED.format(period)) if period else (header, ())
     if running[0] != header:
         raise DataError(

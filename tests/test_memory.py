@@ -60,6 +60,13 @@ def test_new_records_come_and_a_share_of_all_earlier_ones_stays(site: Site) -> N
     assert set(found[2000:]) <= {row for k in (1, 2, 3) for row in lines(f"p{k}", 2000)}
 
 
+def test_what_was_there_before_the_first_call_was_the_first_period(site: Site) -> None:
+    put(site.records, lines("p1", 2000))
+    came = site.takes("two", lines("p2", 2000))
+    assert came.period == 2 and abs(came.kept - 500) < 110
+    assert {text.split()[0] for text, _ in rows(site.records)[2000:]} == {"p1"}
+
+
 def test_nothing_is_kept_where_nothing_is_asked_for(site: Site) -> None:
     site.takes("one", lines("p1", 50), Fraction(0))
     assert site.takes("two", lines("p2", 50), Fraction(0)) == Arrival(2, 50, 0)

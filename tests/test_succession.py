@@ -14,6 +14,7 @@ from simulator import make_manifest
 from ffm.errors import TaskError
 from ffm.step import model_bytes, vector_digest
 from ffm.succession import IMPORTANCE, MODEL, Past, check_continues, continued, fetch, find, left_by, pinned
+from ffm.task import build_manifest, example_settings, load_settings
 from protocol.errors import DocumentError, RemoteProtocolError
 from protocol.manifest import Manifest
 
@@ -174,3 +175,25 @@ def test_what_an_owner_must_not_pin_is_refused_too() -> None:
         blobs = {vector_digest(v): model_bytes(v) for v in (start, importance)}
         with pytest.raises(RemoteProtocolError, match=why):
             fetched(Manifest.model_validate(body), blobs)
+
+
+def test_settings_name_a_run_beside_them(tmp_path: Path) -> None:
+    """From TOML to the manifest: `start` is relative to the settings, and what does not fit is refused."""
+    text = example_settings("hospital").with_name("continual.toml").read_text()
+    first = tmp_path / "first.toml"
+    first.write_text(text.replace("max_length = 32", 'max_length = 32\nconsolidation = "10"'))
+    manifest = build_manifest(load_settings(first), "bert-tiny")
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_bytes(manifest.to_bytes())
+    vector = np.linspace(-1, 1, manifest.adapter.size).astype(np.float32)
+    (run / MODEL).write_bytes(model_bytes(vector))
+    (run / IMPORTANCE).write_bytes(model_bytes(np.abs(vector)))
+    second = tmp_path / "second.toml"
+    changed = first.read_text().replace("max_length = 32", 'max_length = 32\nstart = "runs/one"')
+    second.write_text(changed)
+    made = build_manifest(load_settings(second), "bert-tiny")
+    assert made == continued(manifest, Past(vector, np.abs(vector)), Decimal(10))
+    second.write_text(changed.replace("adapter_seed = 2026", "adapter_seed = 2027"))
+    with pytest.raises(TaskError, match="another adapter"):
+        build_manifest(load_settings(second), "bert-tiny")
