@@ -16,6 +16,7 @@ from typing import Final
 
 from rich.table import Table
 
+from dp.report_figures import order
 from dp.sampling import Csprng
 from ffm.chain import next_link
 from ffm.cli.demo import model_of, show
@@ -62,11 +63,15 @@ class Wire:
         return parameters_of(model_of(layout), learner.manifest), list(losses.values())
 
     def spent(self) -> str | None:
-        """As the first hospital's own ledger has it."""
-        if not self.links:
-            return None
-        spent = spent_at(load_site(next(iter(self.links[-1].consortium.clients.values()))))
-        return None if spent is None else spent.epsilon
+        """By the ledger of the hospital that has spent most."""
+        return None if (found := self.most_spent()) is None else found[1]
+
+    def most_spent(self) -> tuple[Path, str] | None:
+        """The folder of the hospital that has spent most, and the ε of its ledger; None without DP."""
+        folders = self.links[-1].consortium.clients.values() if self.links else ()
+        spent = [(folder, found.epsilon) for folder in folders if (found := spent_at(load_site(folder))) is not None]
+        told = [entry for entry in spent if entry[1] != "none"]
+        return max(told, key=lambda entry: order(entry[1]), default=None)
 
     def _next(self, manifest: Manifest, run: Path, base: Path) -> Layout:
         local = {"base_model": str(base.resolve())}
@@ -143,9 +148,7 @@ def _figures(judged: Perplexities) -> dict[str, float]:
 
 
 def _end(results: Sequence[PhaseResult], wire: Wire, seconds: float, out: Output) -> None:
-    last, clients = results[-1], wire.links[-1].consortium.clients
-    site = next(iter(clients.values()))
-    privacy = load_site(site).manifest.privacy
+    last, privacy, spent = results[-1], wire.links[-1].manifest.privacy, wire.most_spent()
     reports = [str(link.run / "report.json") for link in wire.links if (link.run / "report.json").exists()]
     value = {
         "result": "finished",
@@ -153,15 +156,19 @@ def _end(results: Sequence[PhaseResult], wire: Wire, seconds: float, out: Output
         "reports": reports,
         "epsilon": last.epsilon,
         "delta": privacy.delta,
-        "site": str(site),
+        "site": None if spent is None else str(spent[0]),
         "seconds": round(seconds),
     }
-    spent = "without DP" if last.epsilon is None else f"ε = {last.epsilon} of {privacy.epsilon} at δ = {privacy.delta}"
+    cost, look = "without DP", tuple[str, ...]()
+    if spent is not None:
+        whose = f"by the ledger of {spent[0].name}, which has spent most"
+        cost = f"ε = {spent[1]} of {privacy.epsilon} at δ = {privacy.delta}, {whose}"
+        look = (f"next: secagg privacy spent {spent[0]}",)
     rows = [
-        f"all phases together: {spent}, by the ledger of {site.name}",
+        f"all phases together: {cost}",
         f"held-out perplexity {results[0].before.held_out:.1f} -> {last.after.held_out:.1f}",
         f"{seconds:.0f} s; the model is in {last.model}",
         *(f"next: secagg report verify {report}" for report in reports),
-        f"next: secagg privacy spent {site}",
+        *look,
     ]
     out.result(value, "\n".join(rows))

@@ -146,11 +146,11 @@ def test_the_demo_plays_a_chain_of_real_processes(tmp_path: Path) -> None:
     text = (ROOT / "examples" / "hospital" / "pretrain-demo.toml").read_text()
     for before, after in {
         'base_model = "bert-tiny"': f'base_model = "{base}"',
-        "cap_per_chapter = 200": "cap_per_chapter = 12",
-        "rounds = 6 ": "rounds = 2 ",
+        "cap_per_chapter = 150": "cap_per_chapter = 12",
+        "rounds = 3 ": "rounds = 2 ",
         "local_steps = 20": "local_steps = 2",
-        "rounds = 8 ": "rounds = 2 ",
-        "expected_batch = 800": "expected_batch = 50",
+        "rounds = 6 ": "rounds = 2 ",
+        "expected_batch = 600": "expected_batch = 50",
         "chunk_words = 4096": "chunk_words = 64",  # so that an upload of so small an adapter has several
     }.items():
         assert before in text
