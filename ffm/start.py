@@ -21,7 +21,8 @@ from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, write_report
 from ffm.round_update import Trainer
-from ffm.server_run import ServerRun, write_atomic
+from ffm.run_folder import write_atomic
+from ffm.server_run import ServerRun
 from ffm.site import MANIFEST, SIGNATURE, Site
 from ffm.step import Model, Pull, initial_model, model_bytes, parameters_of
 from ffm.succession import fetch, find, pinned, pull_of

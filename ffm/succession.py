@@ -15,12 +15,13 @@ import numpy as np
 
 from ffm.consolidation import IMPORTANCE, refuse, strength_of
 from ffm.errors import TaskError
+from ffm.run_folder import MODEL
 from ffm.step import Model, Pull, vector_digest
 from protocol.errors import DocumentError, RemoteProtocolError
 from protocol.manifest import ConsolidationSpec, Manifest
 from protocol.roster import parse_model
 
-MODEL, MANIFEST = "model.f32", "manifest.json"  # of a run folder
+MANIFEST = "manifest.json"  # in a run folder
 
 Download = Callable[[bytes, int], Awaitable[bytes]]
 
