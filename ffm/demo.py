@@ -11,19 +11,22 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ffm.consortium import Consortium, ConsortiumConfig, ServerConfig, create_consortium
 from ffm.models import locate
+from ffm.site import change_settings
+from ffm.sources import Written
 from ffm.task import TaskSettings, build_manifest
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 from secagg.types import ClientId
 
 DECRYPTOR_NAME = "auditor"
+RECORDS = "records.csv"
 VICTIM = ClientId(3)
 KILL_ROUND = 2
 SLOW_UPLOAD = 12_000  # bytes per second for the victim's first process, so that its upload can be caught half-way
@@ -54,29 +57,40 @@ def free_port() -> int:
 def prepare(run: Path, settings: TaskSettings, model: str) -> Layout:
     """Partition the data, sign roster and manifest, make all folders. The owner's key stays in consortium/owner."""
     written = settings.data.write(run / "data")
-    names = tuple(written.sites)
-    manifest = build_manifest(settings, model)
+    return found(run, written, build_manifest(settings, model), local_settings(settings, model))
+
+
+def local_settings(settings: TaskSettings, model: str) -> Mapping[str, str]:
+    """What each site has to be told of this machine, besides the manifest: where the base model is, and the task."""
+    chosen = settings.model(model).base_model
+    folder = str(Path(chosen).resolve()) if Path(chosen).is_dir() else ""  # the manifest pins digests
+    return {"base_model": folder, "task_file": settings.task_file}
+
+
+def found(run: Path, written: Written, manifest: Manifest, local: Mapping[str, str]) -> Layout:
+    """A consortium of the sites that have records, with this manifest as its first. `local`: of `local_settings`."""
     config = ConsortiumConfig(
-        consortium=f"{settings.task} example",
+        consortium=f"{manifest.task} example",
         task="settings",
         server=ServerConfig(host="127.0.0.1", port=free_port()),
         decryptor=None if manifest.aggregation.encryption is None else DECRYPTOR_NAME,
-        clients=names,
+        clients=tuple(written.sites),
     )
     made = create_consortium(config, run / "consortium", manifest)
-    site_files = []
-    for name, source in written.sites.items():
-        target = made.clients[name] / "records.csv"
-        os.replace(source, target)  # each hospital's records lie in its own folder and nowhere else
+    site_files = hand_out(made, written.sites)
+    for site in (made.server, *made.clients.values()):
+        change_settings(site, local)
+    base_model = locate(local["base_model"] or manifest.base_model.name)
+    return Layout(run, made, manifest, written.test, site_files, base_model)
+
+
+def hand_out(consortium: Consortium, records: Mapping[str, Path]) -> tuple[Path, ...]:
+    """Move each site's records into its own folder, in place of those that it had; where they are now, site by site."""
+    for name, source in records.items():
+        target = consortium.clients[name] / RECORDS
+        os.replace(source, target)  # each site's records lie in its own folder and nowhere else
         target.chmod(0o600)
-        site_files.append(target)
-    chosen = settings.model(model).base_model
-    own = {"base_model": str(Path(chosen).resolve())} if Path(chosen).is_dir() else {}  # the manifest pins digests
-    if settings.task_file:
-        own["task_file"] = settings.task_file
-    for toml in (made.server / "server.toml", *(site / "client.toml" for site in made.clients.values())):
-        toml.write_text(toml.read_text() + "".join(f"{key} = {json.dumps(value)}\n" for key, value in own.items()))
-    return Layout(run, made, manifest, written.test, tuple(site_files), locate(chosen))
+    return tuple(site / RECORDS for site in consortium.clients.values())
 
 
 @dataclass(slots=True)
@@ -89,7 +103,16 @@ class _Child:
 class Play:
     """The running processes. `run` returns when the server has finished."""
 
-    def __init__(self, layout: Layout, device: str, on_event: Event) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        device: str,
+        on_event: Event,
+        victim: ClientId | None = VICTIM,
+        server: Sequence[str] = (),
+    ) -> None:
+        """`victim`: who is killed half-way through an upload; None: nobody. `server`: more options of its command."""
+        self._victim, self._server = victim, tuple(server)
         self._layout = layout
         self._device = device
         self._on_event = on_event
@@ -100,21 +123,21 @@ class Play:
         self.killed_at: Mapping[str, Any] | None = None
 
     async def run(self) -> None:
-        """Start everybody, kill the victim half-way through its upload of round 2, start it again, wait for the end."""
+        """Start everybody, kill the victim, if there is one, half-way through its upload of round 2, start it again, wait for
+        the end."""
         try:
-            await self._start(
-                "server",
-                ["server", str(self._layout.consortium.server), "--run", str(self._layout.run), "--grace-seconds", "5"],
-            )
+            folders = [str(self._layout.consortium.server), "--run", str(self._layout.run)]
+            await self._start("server", ["server", *folders, "--grace-seconds", "5", *self._server])
             decryptor = self._layout.consortium.decryptor
             if decryptor is not None:
                 await self._start(DECRYPTOR_NAME, ["decryptor", str(decryptor)])
             for client, name in self._names.items():
-                limit = ["--upload-limit", str(SLOW_UPLOAD)] if client == VICTIM else []
+                limit = ["--upload-limit", str(SLOW_UPLOAD)] if client == self._victim else []
                 await self._start_client(name, limit)
-            revival = asyncio.create_task(self._revive())
+            revival = None if self._victim is None else asyncio.create_task(self._revive(self._victim))
             code = await self._children["server"].process.wait()
-            revival.cancel()
+            if revival is not None:
+                revival.cancel()
             if code == 0:  # whoever is not done by now came back too late for the last round
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._all_gone(), 10)
@@ -169,16 +192,18 @@ class Play:
     def _watch(self, event: Mapping[str, Any]) -> None:
         """Kill the victim the moment that the server has part of its upload, and only part of it."""
         self._round = event.get("round", self._round) if event.get("event") == "round" else self._round
-        half_way = event.get("event") == "upload" and event["client"] == VICTIM and 0 < event["chunk"] < event["of"]
-        if half_way and self._round >= KILL_ROUND and not self._killed.is_set():
-            os.killpg(self._children[self._names[VICTIM]].process.pid, signal.SIGKILL)
+        victim = self._victim
+        if victim is None or event.get("event") != "upload" or event["client"] != victim or self._killed.is_set():
+            return
+        if 0 < event["chunk"] < event["of"] and self._round >= KILL_ROUND:
+            os.killpg(self._children[self._names[victim]].process.pid, signal.SIGKILL)
             self.killed_at = {"round": self._round, "chunk": event["chunk"], "of": event["of"]}
             self._killed.set()
 
-    async def _revive(self) -> None:
+    async def _revive(self, victim: ClientId) -> None:
         """What a hospital's service manager would do: start the client again, now without the slow line."""
         await self._killed.wait()
-        name = self._names[VICTIM]
+        name = self._names[victim]
         await self._children[name].process.wait()
         self._on_event(name, {"event": "killed", **(self.killed_at or {})})
         await asyncio.sleep(1.0)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from dp.errors import LedgerError
+from ffm.consolidation import Tally
 from ffm.published_sum import sum_bytes
-from ffm.step import Model, aggregate_digest, model_bytes, next_model
+from ffm.step import Model, Pull, aggregate_digest, model_bytes, next_model
 from protocol.effects import Abort, Released
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
@@ -43,6 +44,13 @@ MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state
 ATTEMPTS_PER_ROUND = 3
 MAX_ABORTS_IN_A_ROW = 2 * ATTEMPTS_PER_ROUND
 Event = Callable[[dict[str, Any]], None]
+Over = Callable[[int, Model], Awaitable[bool]]
+"""Asked before each attempt and after the last one, with the number of released rounds and the model after them: has
+the task ended?"""
+
+
+async def _never(released: int, model: Model) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -97,7 +105,10 @@ class ServerRun:
         self.deadlines = Deadlines()
         self.on_event: Event = lambda event: None
         self.state = load_state(folder)
+        self.pull: Pull | None = None  # what the manifest pins for consolidation, where it does
+        self._tally = _tally(self.manifest, self.state, folder)
         self._restored: tuple[ServerSession, int] | None = None  # and when it began
+        self.over: Over = _never
 
     async def restore(self, initial: Model) -> bool:
         """Before the server is bound: bring back what clients of an earlier process may ask for, and the attempt that
@@ -147,10 +158,10 @@ class ServerRun:
             self._rpc.broadcast(RoundResult(facts.round, facts.attempt, included, digest, next_digest))
 
     async def run(self, initial: Model) -> Model:
-        """Run the remaining rounds; the last model.
+        """Run the remaining rounds, or those until the task is `over`; the last model.
 
         Raises:
-            ProtocolError: Several attempts in a row ended without a sum.
+            ProtocolError: Several attempts in a row ended without a sum; and what `over` raises.
         """
         model = self._checkpoint(initial)
         aborts = 0
@@ -162,7 +173,7 @@ class ServerRun:
             model, released = await self._ended(session, outcome, model, started)
             aborts = 0 if released else 1
         self._account_for_rows(model)
-        while (key := self._next_key()) is not None:
+        while not await self.over(self._released, model) and (key := self._next_key()) is not None:
             if aborts:  # who was lost a moment ago may be back in a moment
                 await self._rpc.wait_connected(self.roster.ids, self.deadlines.grace)
             model, released = await self._attempt(key, model)
@@ -178,6 +189,10 @@ class ServerRun:
                     code="E420",
                 )
         return model
+
+    @property
+    def _released(self) -> int:
+        return sum(facts.status == "released" for facts in self.state.rounds)
 
     def _next_key(self) -> tuple[int, int] | None:
         """The attempt to run next, above everything known; None after the last round."""
@@ -226,6 +241,9 @@ class ServerRun:
         digest, total, released = b"", b"", isinstance(outcome, Released)
         if isinstance(outcome, Released):
             total, model = await asyncio.to_thread(self._step, outcome, model)
+            if self._tally is not None:
+                key = session.announcement.round, session.announcement.attempt
+                self._tally.add(key, outcome.total, len(outcome.masked))
             digest = aggregate_digest(session.ctx, outcome.masked, total)
         else:
             self._journal.convict(outcome.convicted)
@@ -241,9 +259,16 @@ class ServerRun:
         self.on_event({"event": "round-ended", **asdict(facts)})
         return model, released
 
+    @property
+    def importance(self) -> Model | None:
+        """What a task that goes on must not forget; None where the manifest has nothing tallied."""
+        if self._tally is None:
+            return None
+        return self._tally.importance(None if self.pull is None else self.pull.importance)
+
     def _step(self, outcome: Released, model: Model) -> tuple[bytes, Model]:
         """Bytes of the sum, and the model after it."""
-        model = next_model(model, outcome.total, len(outcome.masked), self.manifest)
+        model = next_model(model, outcome.total, len(outcome.masked), self.manifest, self.pull)
         if not np.isfinite(model).all():
             raise ProtocolError("the aggregate makes the model infinite", code="E421")
         return sum_bytes(outcome.total), model
@@ -344,9 +369,14 @@ class ServerRun:
         self.state.rounds.append(facts)
         if total:
             write_atomic(self._folder / SUM, total)
+        if total and self._tally is not None:  # under its sum's name: of two, the one that the facts name counts
+            write_atomic(self._folder / _tally_name(facts.round, facts.attempt), self._tally.save())
         write_atomic(self._folder / NEXT_MODEL, model)
         write_atomic(self._folder / STATE, self._state_json())
         os.replace(self._folder / NEXT_MODEL, self._folder / MODEL)
+        for older in self._folder.glob(_tally_name("*", "*")) if total else ():
+            if older.name != _tally_name(facts.round, facts.attempt):
+                older.unlink()
 
     def _state_json(self) -> bytes:
         return json.dumps(asdict(self.state), indent=1).encode()
@@ -361,6 +391,29 @@ def _row_facts(row: LedgerRow, head: bytes) -> dict[str, Any]:
         "head": head.hex(),
         "signature": row.signature.hex(),
     }
+
+
+def _tally_name(round_: int | str, attempt: int | str) -> str:
+    return f"squares-{round_}-{attempt}.safetensors"
+
+
+def _tally(manifest: Manifest, state: RunState, folder: Path) -> Tally | None:
+    """Fresh, or as it stood after the last sum. Raises ProtocolError E422 where its file is gone."""
+    if manifest.training.consolidation is None:
+        return None
+    last = next((facts for facts in reversed(state.rounds) if facts.status == "released"), None)
+    if last is None:
+        return Tally(manifest)
+    path = folder / _tally_name(last.round, last.attempt)
+    if not path.exists():
+        raise ProtocolError(
+            "the run folder has lost what the sums so far told of the parameters",
+            found=f"no {path.name}",
+            expected=f"the squares of the sums up to round {last.round}",
+            do="restore the run folder from a backup",
+            code="E422",
+        )
+    return Tally.restored(manifest, path.read_bytes())
 
 
 def load_state(folder: Path) -> RunState:

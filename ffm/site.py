@@ -19,7 +19,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from protocol.rpc.keyfiles import (
     read_public,
     read_signing_key,
     read_verify_key,
+    replace_public,
 )
 from secagg.signing import SigningKey, VerifyKey
 from secagg.types import ClientId
@@ -228,6 +229,22 @@ def _read_settings(folder: Path) -> tuple[Role, SiteSettings]:
         raise _no_site(folder)
     path = folder / f"{found[0]}.toml"
     return found[0], parse_model(SiteSettings, path.name, read_toml(path))
+
+
+def change_settings(folder: Path, changes: Mapping[str, str]) -> None:
+    """Change entries of a site's own settings; an empty text takes an entry away. The rest of the file stays as it is.
+
+    Raises:
+        DocumentError: E354 no site's folder, or a file that cannot be read; E305 for an entry that there is not, or
+            with a value that makes no sense. The file is then as it was.
+    """
+    role, _ = _read_settings(folder)
+    path = folder / f"{role}.toml"
+    kept = [line for line in path.read_text().splitlines() if line.partition("=")[0].strip() not in changes]
+    lines = [*kept, *(f"{key} = {json.dumps(value)}" for key, value in changes.items() if value)]
+    text = "\n".join(lines) + "\n"
+    parse_model(SiteSettings, path.name, json.dumps(tomllib.loads(text)).encode())
+    replace_public(path, text.encode())
 
 
 def _no_site(folder: Path) -> DocumentError:

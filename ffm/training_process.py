@@ -5,6 +5,7 @@ half an answer in the pipe must never be taken for the next one.
 """
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -129,6 +130,15 @@ class TrainingProcess:
     async def keep(self, round: int) -> None:
         """The round's training is paid for: what it made of the personal tensors is kept. Raises as `train`."""
         await self._request({"op": "keep", "round": round}, b"")
+
+    async def scores(self, round: int, vector: npt.NDArray[np.float32]) -> dict[str, float]:
+        """How the task judges the parameters `vector` on the loaded records, by name; NaN for what is no finite number.
+
+        Raises:
+            TrainingProcessError: As `train`.
+        """
+        header, _ = await self._request({"op": "score", "round": round}, vector.astype("<f4").tobytes())
+        return {name: math.nan if score is None else float(score) for name, score in header["scores"].items()}
 
     async def close(self) -> None:
         """End the process: its input is closed, and it is killed if it has not gone within five seconds."""

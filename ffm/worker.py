@@ -11,12 +11,15 @@ It speaks `ffm.frames` on standard input and output, one request at a time:
            clipped and rounded update.
     keep   header: round, whose training is paid for: the personal tensors that it left are this site's from now on.
            They are never in an answer.
+    score  header: round; body: parameters as in train. Answers how the task judges them on the loaded records, which
+           at a server are public ones.
 
 A failure is answered as {"error": {code, what, found, expected, do}} and leaves the process ready for the next request.
 It never imports grpc (whose threads do not survive a fork, and which has no business near the records), ends when its
 standard input ends, also in the middle of training, and ignores SIGINT: the parent decides.
 """
 
+import math
 import os
 import queue
 import signal
@@ -40,7 +43,7 @@ from ffm.learner import Learner, Update, plan_of
 from ffm.local_setup import LocalSetup
 from ffm.models import offline, verify_base_model
 from ffm.personal import PersonalState
-from ffm.tasks import find
+from ffm.tasks import Scores, find
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg.errors import SecAggError
@@ -92,6 +95,11 @@ class LocalTraining:
             self.personal.propose(round_, self.personal.kept)  # that training broke down is seen by nobody
         return update
 
+    def scores(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Scores:
+        """How the task judges the model at `vector`, with the personal tensors as they are kept, on the records."""
+        self.learner.put_personal(self.personal.kept)
+        return self.learner.scores(vector, self.dataset)
+
 
 def _check_device(device: str) -> None:
     try:
@@ -136,8 +144,10 @@ class Worker:
                     return self._train(header, body)
                 case "keep":
                     return self._keep(header)
+                case "score":
+                    return self._score(header, body)
                 case _:
-                    expected = '"load", "train" or "keep"'
+                    expected = '"load", "train", "keep" or "score"'
                     raise TrainingProcessError("an unknown request", expected=expected, code="E522")
         except (SecAggError, PrivacyError) as error:
             return failure(error.code, error.what, error.found, error.expected, error.do)
@@ -169,10 +179,7 @@ class Worker:
 
     def _train(self, header: Mapping[str, Any], body: bytes) -> bytes:
         training, round_ = self._loaded(header)
-        vector = np.frombuffer(body[: len(body) // 4 * 4], dtype="<f4").astype(np.float32)
-        if len(body) % 4:
-            vector = vector[:0]  # refused below, with both lengths in the message
-        update = training.update(vector, round_)
+        update = training.update(_vector(body), round_)
         return frames.pack({"ok": "train"}, update.astype(update.dtype.newbyteorder("<")).tobytes())
 
     def _keep(self, header: Mapping[str, Any]) -> bytes:
@@ -180,12 +187,23 @@ class Worker:
         training.personal.keep(round_)
         return frames.pack({"ok": "keep"}, b"")
 
+    def _score(self, header: Mapping[str, Any], body: bytes) -> bytes:
+        training, _ = self._loaded(header)
+        scores = {name: float(score) for name, score in training.scores(_vector(body)).items()}
+        # Of a model that has diverged: what is no number in JSON stays away, the rest is answered.
+        return frames.pack({"ok": "score", "scores": {n: s if math.isfinite(s) else None for n, s in scores.items()}})
+
     def _loaded(self, header: Mapping[str, Any]) -> tuple[LocalTraining, int]:
         if self._training is None:
             raise TrainingProcessError(f"{header['op']} before load", expected="load first", code="E522")
         if type(header.get("round")) is not int:
             raise TrainingProcessError("an incomplete request", expected="round", code="E522")
         return self._training, header["round"]
+
+
+def _vector(body: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Empty for a body of another kind: refused where it is used, with both lengths in the message."""
+    return np.frombuffer(b"" if len(body) % 4 else body, dtype="<f4").astype(np.float32)
 
 
 def failure(code: str, what: str, found: object, expected: object, do: str | None) -> bytes:

@@ -18,8 +18,9 @@ from dp.ledger import PrivacyLedger
 from ffm.corpus import share_out, tabular_texts
 from ffm.errors import AdapterError, DataError
 from ffm.models import load_causal_lm, load_masked_lm, load_tokenizer, locate
+from ffm.plateau import Plateau
 from ffm.task import TaskSettings, example_settings, load_settings
-from ffm.tasks.pretrain import Phase, PhaseResult, Plateau, Pretraining, run
+from ffm.tasks.pretrain import Phase, PhaseResult, Pretraining, run
 
 PUBLIC, FEDERATED = Phase("public", "public"), Phase("federated", "federated")
 NEVER = Plateau(patience=100)

@@ -70,13 +70,22 @@ def server(
     training_seconds: Annotated[float, typer.Option(help="longest time for local training and upload")] = 1800.0,
     grace_seconds: Annotated[float, typer.Option(help="how long a lost client may stay away within a phase")] = 10.0,
     connect_seconds: Annotated[float, typer.Option(help="how long to wait for all clients before round 1")] = 300.0,
+    validation: Annotated[
+        Path | None,
+        typer.Option("--validation", help="CSV of public records: end the task when the loss on them stands"),
+    ] = None,
+    patience: Annotated[int, typer.Option(help="with --validation: rounds without a better loss", min=1)] = 2,
+    least: Annotated[
+        float, typer.Option(help="with --validation: share by which a loss must be better", min=0.0, max=1.0)
+    ] = 0.005,
     format_: FormatOption = Format.text,
 ) -> None:
     """Run the aggregation server of one signed manifest, to the last round."""
     with reported(format_):
-        from ffm.cli.running import run_server
+        from ffm.cli.running import run_server, validation_of
 
-        run_server(site, run, (phase_seconds, training_seconds, grace_seconds, connect_seconds), Output(format_))
+        seconds = (phase_seconds, training_seconds, grace_seconds, connect_seconds)
+        run_server(site, run, seconds, validation_of(validation, patience, least), Output(format_))
 
 
 @app.command()
@@ -102,6 +111,24 @@ def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
         from ffm.cli.running import run_decryptor
 
         run_decryptor(site, Output(format_))
+
+
+@app.command("arrive")
+def arrive(
+    site: SiteArgument,
+    new: Annotated[
+        Path, typer.Argument(help="CSV of the records that came, in the form of records.csv", metavar="NEW.csv")
+    ],
+    replay: Annotated[
+        str, typer.Option("--replay", help="share of a period's records to keep of all earlier ones")
+    ] = "0",
+    format_: FormatOption = Format.text,
+) -> None:
+    """At a site, before the next period's task: new records take the place of the old ones, some of which may stay."""
+    with reported(format_):
+        from ffm.cli.arrive import run
+
+        run(site, new, replay, Output(format_))
 
 
 @app.command()
@@ -311,6 +338,22 @@ def demo_bank(
         run(("bank", settings), out, device, seeds, Output(format_))
 
 
+@demo_app.command("pretrain")
+def demo_pretrain(
+    settings: Annotated[
+        Path | None, typer.Option("--settings", help="other settings than examples/hospital/pretrain-demo.toml")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="of the hospitals: cpu or cuda")] = "cpu",
+    format_: FormatOption = Format.text,
+) -> None:
+    """A model learns medical language: public text at the server, private text of five hospitals, and both again."""
+    with reported(format_):
+        from ffm.cli.demo_pretrain import run
+
+        run(settings, out, device, Output(format_))
+
+
 @demo_app.command("run")
 def demo_run(
     settings: Annotated[Path, typer.Argument(help="the task's settings", metavar="SETTINGS.toml")],
@@ -324,6 +367,22 @@ def demo_run(
         from ffm.cli.demo_run import run
 
         run(settings, model, out, device, Output(format_))
+
+
+@demo_app.command("continual")
+def demo_continual(
+    way: Annotated[str, typer.Option("--way", help="sequential, replay, ewc or adapter-per-period")] = "replay",
+    rounds: Annotated[int | None, typer.Option("--rounds", help="of a period; default 8", min=1)] = None,
+    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Five hospitals' diagnoses arrive in three periods: three signed tasks, one model, one ledger per hospital."""
+    with reported(format_):
+        from ffm.cli.demo_continual import continual
+
+        continual((way, rounds), out, device, settings, Output(format_))
 
 
 @join_app.command("request")

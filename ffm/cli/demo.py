@@ -31,6 +31,9 @@ EVALUATION = (
 )
 
 
+_TOLD = ("round-ended", "drop", "aborted", "withdraw", "validated", "validation-failed", "plateau")
+
+
 def hospital(
     chosen: tuple[str, str | None], folder: Path, device: str, settings_path: Path | None, out: Output
 ) -> None:
@@ -65,7 +68,7 @@ def show(out: Output, name: str, event: dict[str, Any]) -> None:
         print(json.dumps({"from": name, **event}), flush=True)
     elif event["event"] == "killed":
         out.say(f"round {event['round']}: {name} killed (SIGKILL) after chunk {event['chunk']} of {event['of']}")
-    elif name == "server" and event["event"] in ("round-ended", "drop", "aborted", "withdraw"):
+    elif name == "server" and event["event"] in _TOLD:
         out.say(describe(event))
 
 

@@ -85,6 +85,12 @@ def describe(event: dict[str, Any]) -> str:
             if event["status"] == "released":
                 return f"{where}exact sum over {ids(event['masked'])} released"
             return f"{where}no sum: {event['reason']}"
+        case "validated":
+            return f"{where}loss on public validation records {event['loss']:.4f}"
+        case "validation-failed":
+            return f"{where}the validation process failed and is started again: {event['reason']}"
+        case "plateau":
+            return f"the loss has stopped falling after round {event['round']} of {event['rounds']}: the task ends"
         case "budget":
             after = f"ε = {event['epsilon_after']} at δ = {event['delta']}, {UNITS[event.get('unit', 'record')]}"
             return f"{where}within the budget: {after}, this round included"

@@ -7,15 +7,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ffm.cli.output import Output
+from ffm.plateau import Plateau
 from ffm.site import load_site
 from ffm.start import ClientOptions, ServerOptions, decrypt, participate, serve
+from ffm.validation import Validation
 from protocol.rpc.limits import Deadlines
 
 T = TypeVar("T")
 
 
-def run_server(folder: Path, run: Path | None, seconds: tuple[float, float, float, float], out: Output) -> None:
-    """Run all rounds; prints the run folder."""
+def validation_of(data: Path | None, patience: int, least: float) -> Validation | None:
+    """How the server judges released models, where it was given records to do so."""
+    return None if data is None else Validation(data, Plateau(patience, least))
+
+
+def run_server(
+    folder: Path,
+    run: Path | None,
+    seconds: tuple[float, float, float, float],
+    validation: Validation | None,
+    out: Output,
+) -> None:
+    """Run all rounds, or those until the plateau; prints the run folder."""
     site = load_site(folder)
     phase, training, grace, connect = seconds
     deadlines = Deadlines(
@@ -26,7 +39,7 @@ def run_server(folder: Path, run: Path | None, seconds: tuple[float, float, floa
         unmasking=phase,
         grace=grace,
     )
-    written = run_until_signal(serve(site, ServerOptions(run, deadlines, connect), out.event))
+    written = run_until_signal(serve(site, ServerOptions(run, deadlines, connect, validation=validation), out.event))
     out.result({"result": "finished", "run": str(written)}, f"finished; run folder {written}")
 
 

@@ -9,23 +9,25 @@ public phase is planned like a manifest under protocol "none", signed by nobody.
 A phase ends when the loss on public validation text has stopped falling (`Plateau`), or with its rounds. The rule reads
 released models and public text alone, so it costs no privacy; rounds that are not run are not charged.
 
-In one process, for tables and tests; over the wire the same chain is one consortium per phase.
+`run` plays a chain in one process, for tables and tests; `play` with another `Rounds` over the wire, where one
+consortium lives through all phases (`secagg demo pretrain`).
 """
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
 from dp.accountant import epsilon
 from dp.budget import check_next
-from dp.ledger import PrivacyLedger
+from dp.ledger import Charge, PrivacyLedger
 from dp.objective import Dataset
 from dp.sampling import Csprng
 from ffm.adapters import find as find_method
@@ -36,29 +38,14 @@ from ffm.errors import AdapterError, DataError
 from ffm.federation import Federation
 from ffm.learner import Learner, Vector, plan_of
 from ffm.models import loaded_files, locate, verify_base_model
+from ffm.plateau import Plateau
 from ffm.sources import Written
 from ffm.step import Model, parameters_of
 from ffm.task import TaskSettings, build_manifest
 from protocol.manifest import Manifest
 
 Kind = Literal["public", "federated"]
-_VALIDATION = 500  # texts that are read after each round
-
-
-@dataclass(frozen=True, slots=True)
-class Plateau:
-    """The loss has stopped falling: none of the last `patience` ones is below the best before them by the share
-    `least`."""
-
-    patience: int = 2
-    least: float = 0.005
-
-    def reached(self, losses: Sequence[float]) -> bool:
-        """`losses`: the one at the phase's start, and after each of its rounds."""
-        if len(losses) <= self.patience:
-            return False
-        best = min(losses[: -self.patience])
-        return min(losses[-self.patience :]) > best * (1 - self.least)
+VALIDATION: Final = 500  # texts that are read after each round
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +63,18 @@ class Pretraining:
 
     settings: TaskSettings
     phases: tuple[Phase, ...]
-    plateau: Plateau = Plateau()
+    plateau: Plateau = field(default_factory=Plateau)
 
     def seeded(self, seed: int) -> "Pretraining":
         """Another draw of texts and start values."""
         data = self.settings.data.model_copy(update={"seed": seed})
         changes = {"data": data, "adapter_seed": self.settings.adapter_seed + seed}
         return Pretraining(self.settings.model_copy(update=changes), self.phases, self.plateau)
+
+    @property
+    def start(self) -> str:
+        """The base model of the first phase, as the settings name it."""
+        return self.settings.model(self.phases[0].section).base_model
 
     def manifest(self, number: int, base: str) -> Manifest:
         """The manifest of phase `number`, from 1, on a base model. Raises as `ffm.task.build_manifest`."""
@@ -98,9 +90,8 @@ class Pretraining:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Who has what."""
+    """What models are judged on, and what the server trains on. Nothing of what the sites train on."""
 
-    sites: Mapping[str, tuple[Record, ...]] = field(repr=False)
     tests: Mapping[str, tuple[Record, ...]] = field(repr=False)
     held_out: tuple[Record, ...] = field(repr=False)
     public: tuple[Record, ...] = field(repr=False)
@@ -134,37 +125,70 @@ class PhaseResult:
     seconds: float
 
 
+class Rounds(Protocol):
+    """Federated phases: who trains, and where the charges stand."""
+
+    def admit(self, planned: Sequence[Manifest]) -> None:
+        """Refuse federated phases that do not fit into the budget together. Raises BudgetExceededError."""
+        ...
+
+    def train(self, number: int, learner: Learner, base: Path) -> tuple[Vector, list[float]]:
+        """Phase `number` by the learner's manifest on the model in `base`: the parameters at its end, and the loss on
+        public validation text at the start and after each round that was run."""
+        ...
+
+    def spent(self) -> str | None:
+        """The ε of all phases so far at a site; None without DP."""
+        ...
+
+
 def run(plan: Pretraining, seed: int, folder: Path, say: Callable[[str], None] = print) -> tuple[PhaseResult, ...]:
-    """All phases, in order; everything is written below `folder`.
+    """All phases, in order, in this process; everything is written below `folder`. Raises as `play`."""
+    plan = plan.seeded(seed)
+    written = plan.settings.data.write(folder / "texts")
+    # Pinned, so that a table can be made again; a real client seeds from the system.
+    rng = Csprng(sha256(f"pretrain {seed}".encode()).digest())
+    with _InProcess.open(plan, written, folder / "ledgers", rng) as rounds:
+        results: list[PhaseResult] = []
+        for done in play(plan, written, rounds, folder, rng):
+            results.append(done)
+            how = "plateau" if done.stopped else "all its rounds"
+            say(
+                f"phase {done.number}, {done.kind} ({done.section}): {done.rounds} rounds ({how}), held-out perplexity "
+                f"{done.before.held_out:.1f} -> {done.after.held_out:.1f}"
+            )
+        return tuple(results)
+
+
+def play(plan: Pretraining, written: Written, rounds: Rounds, folder: Path, rng: Csprng) -> Iterator[PhaseResult]:
+    """Each phase, when it has ended; merged models are written below `folder`. `rng`: for the public steps.
 
     Raises:
         BudgetExceededError: The federated phases together do not fit into the budget. AdapterError E508: a method whose
             adapter cannot be merged. Both, and all that `manifest` raises, before anything is trained or charged.
         DataError: E515 for a source without public text.
     """
-    plan = plan.seeded(seed)
-    start = plan.settings.model(plan.phases[0].section).base_model
-    planned = [plan.manifest(number, start) for number in range(1, len(plan.phases) + 1)]
+    planned = [plan.manifest(number, plan.start) for number in range(1, len(plan.phases) + 1)]
     for manifest in planned:
         _refuse_unmergeable(manifest)
-    texts = _texts(plan.settings, planned[0], plan.settings.data.write(folder / "texts"))
-    ledgers = [PrivacyLedger.open(folder / "ledgers" / f"{name}.db", silo=name, population="-") for name in texts.sites]
-    try:
-        _admit(plan, planned, ledgers)
-        chain = _Chain(plan, texts, ledgers, folder, locate(start), seed)
-        results: list[PhaseResult] = []
-        for number in range(1, len(plan.phases) + 1):
-            results.append(chain.live(number, planned[0] if number == 1 else None))
-            done = results[-1]
-            how = "plateau" if done.stopped else "all its rounds"
-            say(
-                f"phase {number}, {done.kind} ({done.section}): {done.rounds} rounds ({how}), held-out perplexity "
-                f"{done.before.held_out:.1f} -> {done.after.held_out:.1f}"
-            )
-        return tuple(results)
-    finally:
-        for ledger in ledgers:
-            ledger.close()
+    texts = read_texts(plan.settings, planned[0], written)
+    rounds.admit([m for phase, m in zip(plan.phases, planned, strict=True) if phase.kind == "federated"])
+    chain = _Chain(plan, texts, rounds, folder, rng)
+    for number in range(1, len(plan.phases) + 1):
+        yield chain.live(number, planned[0] if number == 1 else None)
+
+
+def admit(planned: Sequence[Manifest], already: Sequence[Charge]) -> None:
+    """Refuse phases that together do not fit, after what is charged already. A round costs the same on whatever base
+    model it is run. Raises BudgetExceededError."""
+    charges = [
+        round_charge(m, round_, 0)
+        for m in planned
+        if m.privacy.protocol != "none"
+        for round_ in range(1, m.training.rounds + 1)
+    ]
+    if charges:
+        check_next([*already, *charges[:-1]], charges[-1], budget_of(planned[0]))
 
 
 def _refuse_unmergeable(manifest: Manifest) -> None:
@@ -179,7 +203,8 @@ def _refuse_unmergeable(manifest: Manifest) -> None:
         )
 
 
-def _texts(settings: TaskSettings, manifest: Manifest, written: Written) -> Texts:
+def read_texts(settings: TaskSettings, manifest: Manifest, written: Written) -> Texts:
+    """Raises DataError E515 for a source without public text."""
     if written.public is None or written.validation is None:
         raise DataError(
             "this source has no public text at the server",
@@ -193,21 +218,8 @@ def _texts(settings: TaskSettings, manifest: Manifest, written: Written) -> Text
     def read(path: Path) -> tuple[Record, ...]:
         return task.read(path, training)
 
-    sites, tests = ({name: read(path) for name, path in part.items()} for part in (written.sites, written.tests))
-    return Texts(sites, tests, read(written.test), read(written.public), read(written.validation)[:_VALIDATION])
-
-
-def _admit(plan: Pretraining, planned: Sequence[Manifest], ledgers: Sequence[PrivacyLedger]) -> None:
-    """Refuse a chain whose phases together do not fit. A round costs the same on whatever base model it is run."""
-    private = [m for phase, m in zip(plan.phases, planned, strict=True) if phase.kind == "federated"]
-    charges = [
-        round_charge(m, round_, 0)
-        for m in private
-        if m.privacy.protocol != "none"
-        for round_ in range(1, m.training.rounds + 1)
-    ]
-    for ledger in ledgers if charges else ():
-        check_next([*ledger.charges(), *charges[:-1]], charges[-1], budget_of(private[0]))
+    tests = {name: read(path) for name, path in written.tests.items()}
+    return Texts(tests, read(written.test), read(written.public), read(written.validation)[:VALIDATION])
 
 
 class _Plateaued(Exception):
@@ -218,15 +230,65 @@ class _Plateaued(Exception):
         self.model = model
 
 
+class _InProcess:
+    """All sites in this process, each with a ledger of its own."""
+
+    def __init__(self, plan: Pretraining, written: Written, ledgers: Sequence[PrivacyLedger], rng: Csprng) -> None:
+        self._plan, self._written, self._ledgers, self._rng = plan, written, ledgers, rng
+
+    @classmethod
+    @contextmanager
+    def open(cls, plan: Pretraining, written: Written, folder: Path, rng: Csprng) -> Iterator["_InProcess"]:
+        """With the ledgers in `folder`."""
+        with ExitStack() as stack:
+            opened = (PrivacyLedger.open(folder / f"{n}.db", silo=n, population="-") for n in written.sites)
+            yield cls(plan, written, [stack.enter_context(ledger) for ledger in opened], rng)
+
+    def admit(self, planned: Sequence[Manifest]) -> None:
+        for ledger in self._ledgers:
+            admit(planned, ledger.charges())
+
+    def train(self, number: int, learner: Learner, base: Path) -> tuple[Vector, list[float]]:
+        """Ends early by the same rule as the server."""
+        read, training = learner.task.read, learner.manifest.training
+        assert self._written.validation is not None  # noqa: S101 - `read_texts` has seen it
+        validation = learner.tensors(read(self._written.validation, training)[:VALIDATION])
+        federation = Federation.of(learner, [read(path, training) for path in self._written.sites.values()])
+        losses = [_loss(learner, parameters_of(federation.start, learner.manifest), validation)]
+
+        def on_round(round_: int, model: Model) -> None:
+            losses.append(_loss(learner, parameters_of(model, learner.manifest), validation))
+            if round_ == training.rounds:
+                return
+            if self._plan.plateau.reached(losses):
+                raise _Plateaued(model)
+            self._charge(learner.manifest, round_ + 1)
+
+        self._charge(learner.manifest, 1)  # before anything is drawn, as every round
+        try:
+            model = federation.federated(self._rng, on_round=on_round)
+        except _Plateaued as reached:
+            model = reached.model
+        return parameters_of(model, learner.manifest).copy(), losses
+
+    def _charge(self, manifest: Manifest, round_: int) -> None:
+        if manifest.privacy.protocol != "none":
+            for ledger in self._ledgers:
+                ledger.charge(round_charge(manifest, round_, 0))
+
+    def spent(self) -> str | None:
+        """The same at every site: each takes part in every round."""
+        charges = self._ledgers[0].charges()
+        delta = Decimal(self._plan.settings.privacy.delta)
+        return epsilon(charges, delta, prv=False).epsilon if charges else None
+
+
 class _Chain:
     """The model as it stands, and what trains it."""
 
-    def __init__(
-        self, plan: Pretraining, texts: Texts, ledgers: Sequence[PrivacyLedger], folder: Path, base: Path, seed: int
-    ) -> None:
-        self._plan, self._texts, self._ledgers, self._folder, self._base = plan, texts, ledgers, folder, base
-        # Pinned, so that a table can be made again; a real client seeds from the system.
-        self._rng = Csprng(sha256(f"pretrain {seed}".encode()).digest())
+    def __init__(self, plan: Pretraining, texts: Texts, rounds: Rounds, folder: Path, rng: Csprng) -> None:
+        self._plan, self._texts, self._rounds, self._folder, self._rng = plan, texts, rounds, folder, rng
+        self._base = locate(plan.start)
 
     def live(self, number: int, manifest: Manifest | None) -> PhaseResult:
         """One phase. `manifest`: if it is there already."""
@@ -236,8 +298,10 @@ class _Chain:
         verify_base_model(manifest.base_model, self._base)
         learner = Learner.load(manifest, self._base)
         before = self._judge(learner, learner.initial())
-        train = self._public if phase.kind == "public" else self._federated
-        vector, losses = train(learner)
+        if phase.kind == "public":
+            vector, losses = self._public(learner)
+        else:
+            vector, losses = self._rounds.train(number, learner, self._base)
         after = self._judge(learner, vector)
         self._base = self._merge(learner, vector, self._folder / f"phase-{number}")
         rounds = len(losses) - 1
@@ -251,7 +315,7 @@ class _Chain:
             losses=tuple(losses),
             before=before,
             after=after,
-            epsilon=self._spent(),
+            epsilon=self._rounds.spent(),
             model=self._base,
             seconds=time.perf_counter() - began,
         )
@@ -270,38 +334,6 @@ class _Chain:
             if self._plan.plateau.reached(losses):
                 break
         return best, losses
-
-    def _federated(self, learner: Learner) -> tuple[Vector, list[float]]:
-        validation = learner.tensors(self._texts.validation)
-        federation = Federation.of(learner, list(self._texts.sites.values()))
-        rounds = learner.manifest.training.rounds
-        losses = [_loss(learner, parameters_of(federation.start, learner.manifest), validation)]
-
-        def on_round(round_: int, model: Model) -> None:
-            losses.append(_loss(learner, parameters_of(model, learner.manifest), validation))
-            if round_ == rounds:
-                return
-            if self._plan.plateau.reached(losses):
-                raise _Plateaued(model)
-            self._charge(learner.manifest, round_ + 1)
-
-        self._charge(learner.manifest, 1)  # before anything is drawn, as every round
-        try:
-            model = federation.federated(self._rng, on_round=on_round)
-        except _Plateaued as reached:
-            model = reached.model
-        return parameters_of(model, learner.manifest).copy(), losses
-
-    def _charge(self, manifest: Manifest, round_: int) -> None:
-        if manifest.privacy.protocol != "none":
-            for ledger in self._ledgers:
-                ledger.charge(round_charge(manifest, round_, 0))
-
-    def _spent(self) -> str | None:
-        """The same at every site: each takes part in every round."""
-        charges = self._ledgers[0].charges()
-        delta = Decimal(self._plan.settings.privacy.delta)
-        return epsilon(charges, delta, prv=False).epsilon if charges else None
 
     def _judge(self, learner: Learner, vector: Vector) -> Perplexities:
         def perplexity(records: Sequence[Record]) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from dp.events import SampledGaussian, event_tree
 from dp.ledger import Charge, PrivacyLedger
+from ffm.data import icd10_records, write_records
 from ffm.start import POPULATION
 from tests.integration.federation import NAMES, Process, make
 
@@ -79,6 +80,40 @@ def test_too_few_clients_end_the_run_with_a_reason(tmp_path: Path, started: list
     assert server.ended() == 40
     assert server.error["error"] == "E420"
     assert "Traceback" not in server.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_judges_is_killed_and_ends_the_task_where_it_would_have(
+    tmp_path: Path, started: list[Process]
+) -> None:
+    """Killed -9 in round 2: losses before it are not computed again, and the third round is never run or charged."""
+    consortium, _ = make(tmp_path / "consortium")
+    public, run = tmp_path / "public.csv", tmp_path / "run"
+    write_records(public, icd10_records()[400:440])
+    rule = ("--validation", public, "--patience", 2, "--least", "0.9")  # nothing gets ten times better in two rounds
+    server = Process("server", consortium.server, "--run", run, *rule)
+    clients = {name: Process("client", consortium.clients[name]) for name in NAMES}
+    started += [server, *clients.values()]
+    server.wait_for(lambda e: e.get("event") == "phase" and (e["round"], e["phase"]) == (2, "MASKED_INPUT"))
+    server.kill()
+    before = [e for e in server.events if e.get("event") == "validated"]
+    assert [e["round"] for e in before] == [0, 1]
+
+    server = Process("server", consortium.server, "--run", run, *rule)
+    started.append(server)
+    assert server.ended() == 0 and [client.ended() for client in clients.values()] == [0] * 4
+    after = [e for e in server.events if e.get("event") == "validated"]
+    assert [e["round"] for e in after] == [2]
+    assert [(e["round"], e["rounds"]) for e in server.events if e.get("event") == "plateau"] == [(2, 3)]
+    losses = json.loads((run / "validation.json").read_bytes())["losses"]
+    assert losses == {str(e["round"]): e["loss"] for e in (*before, *after)}
+
+    verified = Process("report", "verify", run / "report.json", "--owner", consortium.owner / "owner.pub")
+    assert verified.ended() == 0 and verified.events[0]["result"] == "verified"
+    for name in NAMES:
+        book = consortium.clients[name] / "state" / "ledger" / f"{POPULATION}.sqlite"
+        with PrivacyLedger.open(book, silo=name, population=POPULATION) as ledger:
+            assert sorted({charge.round for charge in ledger.charges()}) == [1, 2]
 
 
 @pytest.mark.slow
