@@ -2,6 +2,8 @@
 
 Settings are what a person chooses; the manifest adds what follows from it: the digest of every base model file, names
 and shapes of the trained tensors, and a check that the planned steps fit the ε budget. Unknown keys are errors.
+
+A section `[models.x]` with `like = "y"` takes from `[models.y]` what it does not say itself.
 """
 
 import tomllib
@@ -186,6 +188,8 @@ def load_settings(path: Path) -> TaskSettings:
             expected="a TOML file",
             do="give the path of a task's settings, such as examples/hospital/settings.toml",
         ) from error
+    if isinstance(sections := raw.get("models"), dict):
+        raw["models"] = {name: _inherited(name, sections) for name in sections}
     try:
         settings = TaskSettings.model_validate(_tuples(raw))
     except ValidationError as error:
@@ -202,6 +206,23 @@ def load_settings(path: Path) -> TaskSettings:
 def _beside(path: Path, named: str) -> str:
     """A path in a settings file is relative to it."""
     return str((path.parent / named).resolve()) if named else ""
+
+
+def _inherited(name: str, sections: Mapping[str, Any], heirs: tuple[str, ...] = ()) -> Any:
+    """One section with what it takes from others. Raises DataError E515 for a name that is not there, or a circle."""
+    own = sections[name]
+    if not isinstance(own, dict) or "like" not in own:
+        return own
+    like, heirs = own["like"], (*heirs, name)
+    if not isinstance(like, str) or like in heirs or not isinstance(sections.get(like), dict):
+        raise DataError(
+            f"models.{name} cannot take its settings from {like!r}",
+            found=f"models.{name}.like = {like!r}",
+            expected="another section of models, and no circle",
+            do="correct the key like",
+            code="E515",
+        )
+    return {**_inherited(like, sections, heirs), **{key: value for key, value in own.items() if key != "like"}}
 
 
 def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:

@@ -157,7 +157,7 @@ def audit(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Option("--task", help="finetune, prompt, prompt-lm, pretrain or continual")],
+    task: Annotated[str, typer.Option("--task", help="finetune, adapters, prompt, prompt-lm, pretrain or continual")],
     seeds: Annotated[int, typer.Option("--seeds", help="repetitions", min=1)] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="small and few: everything runs, no figure is evidence")
