@@ -123,8 +123,7 @@ class Play:
         self.killed_at: Mapping[str, Any] | None = None
 
     async def run(self) -> None:
-        """Start everybody, kill the victim, if there is one, half-way through its upload of round 2, start it again, wait
-        for the end."""
+        """Start everybody, kill the victim (if any) half-way through its upload of round 2, start it again, wait."""
         try:
             folders = [str(self._layout.consortium.server), "--run", str(self._layout.run)]
             await self._start("server", ["server", *folders, "--grace-seconds", "5", *self._server])
