@@ -143,7 +143,7 @@ peers-setup: $(PEERS_STAMP) ## the environment of benchmarks/peers.py
 bench: $(STAMP) $(PEERS_STAMP) ## every benchmark, about half an hour, to benchmarks/results; ARGS="--quick" for small sizes
 	$(PY) -m benchmarks $(ARGS)
 
-TABLES ?= finetune prompt prompt-lm pretrain continual
+TABLES ?= finetune adapters prompt prompt-lm pretrain continual
 tables: $(STAMP) ## evaluation of every task over three seeds, hours on two cores, to benchmarks/results
 	@for task in $(TABLES); do $(BIN)/secagg evaluate --task $$task --out benchmarks/results $(ARGS) || exit 1; done
 

@@ -40,7 +40,6 @@ QUICK: dict[str, tuple[str, ...]] = {
     "scale": ("--clients", "5,20", "--lengths", "1000,10000"),
     "rotation": ("--length", "2000", "--repetitions", "1"),
     "training": ("--batch", "8", "--steps", "1", "--repetitions", "1"),
-    "adaptation": ("--rounds", "1", "--cap", "20", "--only", "lora;fedsa-lora, personal head"),
     "he": ("--clients", "3", "--length", "13000"),
 }
 

@@ -28,7 +28,8 @@ from dp.ledger import PrivacyLedger
 from ffm import client_run as client_run_module
 from ffm import server_run as server_run_module
 from ffm.client_run import ClientRun
-from ffm.server_run import ServerRun, write_atomic
+from ffm.run_folder import write_atomic
+from ffm.server_run import ServerRun
 from ffm.step import Model, model_bytes, model_from_bytes
 from protocol import client_phases
 from protocol.client_states import ClientSetup

@@ -97,12 +97,22 @@ def release(d: Derived) -> Group:
         "attempts": len(d.facts["rounds"]),
         "released_rounds": len(released),
         "vector_length": vector_length(d.manifest),
+        "starts_from": _origin(d.manifest["adapter"].get("start")),
         "adapter_method": d.manifest["adapter"]["method"],
         "adapter_rank": d.manifest["adapter"]["rank"],
         "tensors": len(d.manifest["adapter"]["tensors"]),
         "values_released": len(released) * vector_length(d.manifest),
         "not_released": "single updates, losses, sample counts and metrics of a client",
     }
+
+
+def _origin(start: str | None) -> str:
+    if start is None:
+        return "the adapter that the manifest's seed gives"
+    return (
+        f"the vector with SHA-256 {start}, left by an earlier task: what that task spent stands in the same ledgers, "
+        "and in a report of its own"
+    )
 
 
 def _meaning(d: Derived) -> tuple[str, str]:

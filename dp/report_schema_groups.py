@@ -64,6 +64,7 @@ _RELEASE: dict[str, Schema] = {
     "attempts": count("attempts in all"),
     "released_rounds": count("rounds whose sum was released"),
     "vector_length": count("trained values"),
+    "starts_from": text("origin of the first model"),
     "adapter_method": text("method"),
     "adapter_rank": count("rank"),
     "tensors": count("trained tensors"),

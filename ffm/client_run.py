@@ -24,7 +24,7 @@ from dp.sampling import Csprng
 from ffm.plan import attempt_mechanism
 from ffm.published_sum import VALUE_BYTES, verified_next
 from ffm.round_update import RoundUpdate, Trainer, Update, integers_only, reals_only
-from ffm.step import Model, initial_model, model_bytes, model_from_bytes, parameters_of
+from ffm.step import Model, Pull, initial_model, model_bytes, model_from_bytes, parameters_of
 from protocol import signed
 from protocol.client import ClientSession
 from protocol.client_states import ClientSetup
@@ -103,7 +103,7 @@ class ClientRun:
         books: tuple[ClientJournal, PrivacyLedger],
         initial: Model,
     ) -> None:
-        """`initial`: the parameters that the manifest's seed gives."""
+        """`initial`: the parameters that round 1 starts from, by the manifest's seed or its `adapter.start`."""
         self._setup = setup
         self._rpc = rpc
         self._training = training
@@ -114,6 +114,7 @@ class ClientRun:
         self._update: RoundUpdate | None = None
         self.on_event: Event = lambda event: None
         self.upload_limit: int | None = None
+        self.pull: Pull | None = None  # what the manifest pins for consolidation, where it does
         self.last_model: Model | None = None  # that the last published sum gave, where this client could follow it
 
     async def run(self) -> int:
@@ -176,10 +177,11 @@ class ClientRun:
         if manifest.privacy.protocol != "none" and not (update and update.charged):
             await self._check_budget(message)
         if message.round == 1 and message.model_digest != self._initial_digest:
+            origin = f"seed {manifest.adapter.seed}" if manifest.adapter.start is None else "adapter.start"
             raise RemoteProtocolError(
                 "round 1 does not start from the manifest's initial adapter",
                 found=f"digest {message.model_digest.hex()[:16]}...",
-                expected=f"{self._initial_digest.hex()[:16]}... (seed {manifest.adapter.seed})",
+                expected=f"{self._initial_digest.hex()[:16]}... ({origin})",
                 code="E432",
             )
         model = await self._model(message.model_digest)
@@ -309,11 +311,9 @@ class ClientRun:
         if survivors is not None and survivors != message.included:
             raise RemoteProtocolError("the published sum is over another set than the signed one", code="E434")
         data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.vector_length)
-        ctx, before = joined.session.ctx, joined.model
-        self._next = (
-            message.model_digest,
-            await asyncio.to_thread(verified_next, manifest, ctx, before, message, data),
-        )
+        before = joined.session.ctx, joined.model
+        model = await asyncio.to_thread(verified_next, manifest, before, message, data, self.pull)
+        self._next = message.model_digest, model
         self.last_model = self._next[1]
 
     async def _finish(self, message: Finished) -> None:

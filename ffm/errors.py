@@ -29,6 +29,7 @@
 | E531 | a task that is not there |
 | E532 | a task's own file that cannot be loaded or holds another task |
 | E533 | a way of continual learning that these settings cannot carry |
+| E534 | a task that cannot go on from the run that it names |
 | E541 | a Trainer of Hugging Face that cannot train for this federation |
 """
 

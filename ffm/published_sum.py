@@ -7,7 +7,7 @@ slots, so four bytes hold every value exactly.
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm.step import Model, aggregate_digest, model_bytes, next_model
+from ffm.step import Model, Pull, aggregate_digest, model_bytes, next_model
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.messages import RoundResult
@@ -30,23 +30,26 @@ def sum_from_bytes(data: bytes) -> NDArray[np.int32]:
     return np.frombuffer(data, dtype="<i4").astype(np.int32, copy=False)
 
 
-def verified_next(manifest: Manifest, ctx: bytes, before: Model, result: RoundResult, data: bytes) -> Model:
+def verified_next(
+    manifest: Manifest, before: tuple[bytes, Model], result: RoundResult, data: bytes, pull: Pull | None = None
+) -> Model:
     """The next model, recomputed from a downloaded sum.
 
     Args:
         manifest: Of the task.
-        ctx: Of the attempt that gave the sum.
-        before: The model that the attempt started from.
+        before: ctx of the attempt that gave the sum, and the model that it started from.
         result: What the server announced.
         data: The downloaded sum.
+        pull: What the manifest pins for consolidation, where it does.
 
     Raises:
         RemoteProtocolError: E435, the sum does not have its digest; E433, it does not give the announced next model.
     """
+    ctx, model = before
     whole = len(data) == VALUE_BYTES * manifest.vector_length
     if not whole or aggregate_digest(ctx, result.included, data) != result.aggregate_digest:
         raise RemoteProtocolError("the published sum does not have its digest", code="E435")
-    model = next_model(before, sum_from_bytes(data), len(result.included), manifest)
+    model = next_model(model, sum_from_bytes(data), len(result.included), manifest, pull)
     digest = manifest.model_digest(model_bytes(model))
     if digest != result.model_digest:
         raise RemoteProtocolError(

@@ -28,7 +28,7 @@ from dp.report import (
 from dp.report_checks import statement_checks
 from dp.report_markdown import render_markdown
 from ffm.client_run import STATEMENT_KIND
-from ffm.server_run import RoundFacts, RunState, write_atomic
+from ffm.run_folder import RoundFacts, RunState, write_atomic
 from protocol import manifest as manifest_module
 from protocol import roster as roster_module
 from protocol import signed

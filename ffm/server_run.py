@@ -7,11 +7,9 @@ with the running attempt; if that cannot be, with the next one.
 """
 
 import asyncio
-import json
 import logging
-import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ import numpy as np
 
 from dp.errors import LedgerError
 from ffm.published_sum import sum_bytes
-from ffm.step import Model, aggregate_digest, model_bytes, next_model
+from ffm.run_folder import RoundFacts, RunFolder, RunState
+from ffm.step import Model, Pull, aggregate_digest, model_bytes, next_model
 from protocol.effects import Abort, Released
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
@@ -38,8 +37,6 @@ from secagg.types import ClientId
 
 _log = logging.getLogger(__name__)
 
-MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state.json"
-
 ATTEMPTS_PER_ROUND = 3
 MAX_ABORTS_IN_A_ROW = 2 * ATTEMPTS_PER_ROUND
 Event = Callable[[dict[str, Any]], None]
@@ -50,38 +47,6 @@ the task ended?"""
 
 async def _never(released: int, model: Model) -> bool:
     return False
-
-
-@dataclass(slots=True)
-class RoundFacts:
-    """What the report says about one attempt. Sets are ascending client ids."""
-
-    round: int
-    attempt: int
-    status: str  # "released" or "aborted"
-    reason: str
-    ctx: str
-    cohort: list[int]
-    advertised: list[int]
-    shared: list[int]
-    masked: list[int]
-    checked: list[int]
-    unmasked: list[int]
-    drops: dict[str, str]
-    ledger_row: dict[str, Any] | None
-    aggregate_digest: str
-    model_digest: str
-    started: int  # Unix seconds
-    ended: int
-
-
-@dataclass(slots=True)
-class RunState:
-    """What a restart needs, besides the journal."""
-
-    run_id: str
-    started: int
-    rounds: list[RoundFacts] = field(default_factory=list)
 
 
 class ServerRun:
@@ -100,12 +65,17 @@ class ServerRun:
         self._signer = signer
         self._rpc = rpc
         self._journal = journal
-        self._folder = folder
+        self._folder = RunFolder(folder, self.manifest)
         self.deadlines = Deadlines()
         self.on_event: Event = lambda event: None
-        self.state = load_state(folder)
+        self.pull: Pull | None = None  # what the manifest pins for consolidation, where it does
         self._restored: tuple[ServerSession, int] | None = None  # and when it began
         self.over: Over = _never
+
+    @property
+    def state(self) -> RunState:
+        """The facts of all attempts."""
+        return self._folder.state
 
     async def restore(self, initial: Model) -> bool:
         """Before the server is bound: bring back what clients of an earlier process may ask for, and the attempt that
@@ -114,7 +84,7 @@ class ServerRun:
         Returns:
             Whether there is one to go on with. One whose log is damaged is given up, and `on_event` is told.
         """
-        model = self._checkpoint(initial)
+        model = self._folder.checkpoint(initial)
         self._rpc.publish(self.manifest.model_digest(model_bytes(model)), model_bytes(model))
         self._tell_again()
         try:
@@ -143,11 +113,11 @@ class ServerRun:
 
     def _tell_again(self) -> None:
         """The last result, to clients that did not hear of it or still want the sum."""
-        facts = self.state.rounds[-1] if self.state.rounds else None
-        path = self._folder / SUM
-        if facts is None or facts.status != "released" or not path.exists():
+        found = self._folder.last_sum()
+        if found is None:
             return
-        total, included = path.read_bytes(), tuple(ClientId(client) for client in facts.masked)
+        facts, total = found
+        included = tuple(ClientId(client) for client in facts.masked)
         digest = aggregate_digest(bytes.fromhex(facts.ctx), included, total)
         if digest.hex() == facts.aggregate_digest:
             self._rpc.publish(digest, total)
@@ -160,7 +130,7 @@ class ServerRun:
         Raises:
             ProtocolError: Several attempts in a row ended without a sum; and what `over` raises.
         """
-        model = self._checkpoint(initial)
+        model = self._folder.checkpoint(initial)
         aborts = 0
         if self._restored is not None:
             session, started = self._restored
@@ -238,13 +208,16 @@ class ServerRun:
         digest, total, released = b"", b"", isinstance(outcome, Released)
         if isinstance(outcome, Released):
             total, model = await asyncio.to_thread(self._step, outcome, model)
+            if self._folder.tally is not None:
+                key = session.announcement.round, session.announcement.attempt
+                self._folder.tally.add(key, outcome.total, len(outcome.masked))
             digest = aggregate_digest(session.ctx, outcome.masked, total)
         else:
             self._journal.convict(outcome.convicted)
         facts = self._facts(session, outcome, digest, started)
         data = model_bytes(model)
         facts.model_digest = self.manifest.model_digest(data).hex()
-        await asyncio.to_thread(self._write, data, facts, total)
+        await asyncio.to_thread(self._folder.write, data, facts, total)
         await self._rpc.settle()
         if isinstance(outcome, Released):
             self._rpc.publish(digest, total)
@@ -253,9 +226,16 @@ class ServerRun:
         self.on_event({"event": "round-ended", **asdict(facts)})
         return model, released
 
+    @property
+    def importance(self) -> Model | None:
+        """What a task that goes on must not forget; None where the manifest has nothing tallied."""
+        if self._folder.tally is None:
+            return None
+        return self._folder.tally.importance(None if self.pull is None else self.pull.importance)
+
     def _step(self, outcome: Released, model: Model) -> tuple[bytes, Model]:
         """Bytes of the sum, and the model after it."""
-        model = next_model(model, outcome.total, len(outcome.masked), self.manifest)
+        model = next_model(model, outcome.total, len(outcome.masked), self.manifest, self.pull)
         if not np.isfinite(model).all():
             raise ProtocolError("the aggregate makes the model infinite", code="E421")
         return sum_bytes(outcome.total), model
@@ -290,7 +270,7 @@ class ServerRun:
                 started=now,
                 ended=now,
             )
-            self._write(model_bytes(model), facts, b"")
+            self._folder.write(model_bytes(model), facts, b"")
 
     async def finish(self, wait_s: float) -> dict[ClientId, Statement]:
         """End the task; the signed privacy-ledger statements that arrive within `wait_s` seconds."""
@@ -320,49 +300,6 @@ class ServerRun:
             ended=int(datetime.now(UTC).timestamp()),
         )
 
-    # -- the run folder -----------------------------------------------------------------------------------------------
-
-    def _checkpoint(self, initial: Model) -> Model:
-        """The model to go on from: the last written one, or the manifest's initial adapter.
-
-        Raises:
-            ProtocolError: E422, no file of the run folder is the model that the last facts name.
-        """
-        model, written = initial, self._folder / MODEL
-        expected = self.state.rounds[-1].model_digest if self.state.rounds else None
-        if expected is None and not written.exists():
-            write_atomic(self._folder / STATE, self._state_json())
-            return model
-        for path in (written, self._folder / NEXT_MODEL):
-            if not path.exists():
-                continue
-            model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
-            if expected in (None, self.manifest.model_digest(model_bytes(model)).hex()):
-                if path != written:  # killed between the facts and the renaming
-                    os.replace(path, written)
-                return model
-        if expected == self.manifest.model_digest(model_bytes(initial)).hex():
-            return initial
-        raise ProtocolError(
-            "the run folder does not hold the model of its last round",
-            found=f"no {MODEL} with the digest {(expected or '')[:16]}...",
-            expected="the files of one run, as this server wrote them",
-            do="restore model and state of this run folder together",
-            code="E422",
-        )
-
-    def _write(self, model: bytes, facts: RoundFacts, total: bytes) -> None:
-        """Model and facts change together: a server that is killed in between finds the right one of two models."""
-        self.state.rounds.append(facts)
-        if total:
-            write_atomic(self._folder / SUM, total)
-        write_atomic(self._folder / NEXT_MODEL, model)
-        write_atomic(self._folder / STATE, self._state_json())
-        os.replace(self._folder / NEXT_MODEL, self._folder / MODEL)
-
-    def _state_json(self) -> bytes:
-        return json.dumps(asdict(self.state), indent=1).encode()
-
 
 def _row_facts(row: LedgerRow, head: bytes) -> dict[str, Any]:
     return {
@@ -373,22 +310,3 @@ def _row_facts(row: LedgerRow, head: bytes) -> dict[str, Any]:
         "head": head.hex(),
         "signature": row.signature.hex(),
     }
-
-
-def load_state(folder: Path) -> RunState:
-    """The facts that a run folder holds; fresh ones if there are none yet."""
-    path = folder / STATE
-    if not path.exists():
-        return RunState(folder.name, int(datetime.now(UTC).timestamp()))
-    raw = json.loads(path.read_bytes())
-    return RunState(raw["run_id"], raw["started"], [RoundFacts(**row) for row in raw["rounds"]])
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

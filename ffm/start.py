@@ -17,12 +17,15 @@ import numpy as np
 
 from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
+from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, write_report
 from ffm.round_update import Trainer
-from ffm.server_run import ServerRun, write_atomic
-from ffm.site import Site
-from ffm.step import Model, initial_model, model_bytes, parameters_of
+from ffm.run_folder import write_atomic
+from ffm.server_run import ServerRun
+from ffm.site import MANIFEST, SIGNATURE, Site
+from ffm.step import Model, Pull, initial_model, model_bytes, parameters_of
+from ffm.succession import fetch, find, pinned, pull_of
 from ffm.training_process import TrainingProcess
 from ffm.validation import Judge, Validation
 from protocol.client_states import ClientSetup
@@ -117,8 +120,11 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
+    write_atomic(run_folder / MANIFEST, site.manifest.to_bytes())
+    write_atomic(run_folder / (MANIFEST + SIGNATURE), site.manifest_signature)
     judge = _judge(site, options.validation, run_folder, on_event)
     try:
+        run.pull = _offer(site, rpc)
         resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_first_model, site))
         await rpc.start(*site.address)
         if judge is not None:
@@ -130,6 +136,8 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = await run.finish(options.wait_statements_s)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
+        if run.importance is not None:
+            write_atomic(run_folder / IMPORTANCE, model_bytes(run.importance))
         write_statements(run_folder, statements)
         if site.manifest.privacy.protocol != "none":
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
@@ -140,6 +148,18 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         await rpc.stop()
         journal.close()
     return run_folder
+
+
+def _offer(site: Site, rpc: AggregationServer) -> Pull | None:
+    """Hold ready for clients what the task takes over from the one before. Raises DocumentError E358."""
+    manifest = site.manifest
+    vectors = {digest: find(site.folder, digest, manifest.adapter.size) for digest in pinned(manifest)}
+    for digest, vector in vectors.items():
+        rpc.offer(bytes.fromhex(digest), model_bytes(vector))
+    held = manifest.training.consolidation
+    if manifest.adapter.start is None or held is None or held.importance is None:
+        return None
+    return pull_of(vectors[manifest.adapter.start], vectors[held.importance])
 
 
 def _judge(site: Site, chosen: Validation | None, run_folder: Path, on_event: Event) -> Judge | None:
@@ -200,9 +220,11 @@ async def _take_part(
     documents = (site.roster, site.manifest, site.manifest.secagg_params())
     setup = ClientSetup(site.client_id, site.identity, *documents, _scheme(site))
     await _reachable(site)
+    books, seeded = start
     async with AggregationClient(*site.address, site.tls, _waiting(on_event)) as rpc:
-        run = ClientRun(setup, rpc, trainer, *start)
-        run.on_event, run.upload_limit = on_event, upload_limit
+        initial, pull = await fetch(site.manifest, rpc.download, seeded)
+        run = ClientRun(setup, rpc, trainer, books, initial)
+        run.on_event, run.upload_limit, run.pull = on_event, upload_limit, pull
         return await run.run(), run.last_model
 
 
@@ -323,7 +345,10 @@ def _first_model(site: Site) -> Model:
 
 
 def _initial(site: Site) -> Model:
-    """The manifest's initial adapter: read from the server's folder if it was computed before."""
+    """The manifest's initial adapter: what an earlier task left, or what the seed gives; that one is read from the
+    server's folder if it was computed before."""
+    if site.manifest.adapter.start is not None:
+        return find(site.folder, site.manifest.adapter.start, site.manifest.adapter.size)
     path = private_state(site) / f"initial-{site.manifest.digest().hex()[:16]}.f32"  # the next manifest has another
     if path.exists():
         model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)

@@ -7,6 +7,9 @@ divisions and square roots, which IEEE 754 fixes, and one rounding to float32, s
 client that knows the model and the published sum recomputes the next model by itself.
 """
 
+import hashlib
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +24,15 @@ from secagg.types import ClientId
 Model = NDArray[np.float32]
 
 _PIECE = 1 << 15  # values; stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What elastic weight consolidation holds: every parameter near its anchor, by its importance. Both float32, shape
+    (parameters,); importance finite and not negative. SPEC 7.7, docs/adr/0067."""
+
+    anchor: Model = field(repr=False)
+    importance: Model = field(repr=False)
 
 
 def model_bytes(model: Model) -> bytes:
@@ -49,6 +61,11 @@ def model_from_bytes(data: bytes, manifest: Manifest, expected_digest: bytes) ->
     return model.astype(np.float32)
 
 
+def vector_digest(vector: Model) -> str:
+    """SHA-256 of a vector's little-endian float32 bytes, as `adapter.start` and `importance` of a manifest name it."""
+    return hashlib.sha256(model_bytes(vector)).hexdigest()
+
+
 def aggregate_digest(ctx: bytes, included: tuple[ClientId, ...], total: bytes) -> bytes:
     """Digest under which a sum (little-endian int32 bytes) over `included` is published."""
     return digest(AGGREGATE_DIGEST, ctx, id_list(included), total)
@@ -64,9 +81,13 @@ def parameters_of(model: Model, manifest: Manifest) -> Model:
     return model[: manifest.adapter.size]
 
 
-def next_model(model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest) -> Model:
+def next_model(
+    model: Model, total: Values | NDArray[np.int32], count: int, manifest: Manifest, pull: Pull | None = None
+) -> Model:
     """The model after a sum over `count` clients; piece by piece, without full float64 copies. A rotated sum goes back
     first: exactly, by integers and a power of two. SPEC 7.7.
+
+    `pull`: what the manifest pins for consolidation, where it does.
 
     The mean update is total / (scale * count) of differences (R1, C, none) by the number of clients in the sum, which
     is public, or -learning_rate / (scale * expected_batch) times the total of gradients (R2), whose divisor is public.
@@ -91,7 +112,20 @@ def next_model(model: Model, total: Values | NDArray[np.int32], count: int, mani
             np.add(mean, old[0, part], out=vectors[0, part], dtype=np.float64, casting="same_kind")
         else:
             _adapt(mean, old[:, part].astype(np.float64), vectors[:, part], training.server)
+    held = training.consolidation is not None and training.consolidation.importance is not None
+    if held != (pull is not None):
+        raise AssertionError("the manifest says whether parameters are held, and by which importance")
+    if pull is not None and training.consolidation is not None:
+        _hold(vectors[0], pull, float(training.consolidation.strength))
     return out
+
+
+def _hold(parameters: Model, pull: Pull, strength: float) -> None:
+    """The proximal step towards the anchor, (x + c·anchor) / (1 + c) with c = strength · importance; in place."""
+    for start in range(0, len(parameters), _PIECE):
+        part = slice(start, start + _PIECE)
+        weight = strength * pull.importance[part].astype(np.float64)
+        parameters[part] = (parameters[part].astype(np.float64) + weight * pull.anchor[part]) / (1.0 + weight)
 
 
 def _adapt(mean: NDArray[np.float64], old: NDArray[np.float64], new: Model, server: ServerSpec) -> None:

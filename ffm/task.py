@@ -2,6 +2,8 @@
 
 Settings are what a person chooses; the manifest adds what follows from it: the digest of every base model file, names
 and shapes of the trained tensors, and a check that the planned steps fit the ε budget. Unknown keys are errors.
+
+A section `[models.x]` with `like = "y"` takes from `[models.y]` what it does not say itself.
 """
 
 import tomllib
@@ -21,6 +23,7 @@ from ffm.errors import DataError
 from ffm.models import base_model_spec, check_context, locate
 from ffm.plan import attempt_mechanism
 from ffm.sources import Source
+from ffm.succession import check_continues, continued, left_by
 from ffm.tasks import Task, find
 from protocol.manifest import (
     AggregationSpec,
@@ -73,6 +76,8 @@ class ModelSettings(StrictModel):
     aggregation_bound: Positive
     proximal: DecimalString = "0"
     server: ServerSettings = ServerSettings()
+    start: str = ""  # run folder of the task that this one continues, beside the settings; empty: from the seed
+    consolidation: DecimalString | None = None  # EWC: how strongly what mattered so far is held, see `strength_of`
 
 
 class PrivacySettings(StrictModel):
@@ -183,13 +188,41 @@ def load_settings(path: Path) -> TaskSettings:
             expected="a TOML file",
             do="give the path of a task's settings, such as examples/hospital/settings.toml",
         ) from error
+    if isinstance(sections := raw.get("models"), dict):
+        raw["models"] = {name: _inherited(name, sections) for name in sections}
     try:
         settings = TaskSettings.model_validate(_tuples(raw))
     except ValidationError as error:
         raise _invalid(f"{path.name} has an invalid setting", error) from None
-    if not settings.task_file:
-        return settings
-    return settings.model_copy(update={"task_file": str((path.parent / settings.task_file).resolve())})
+    changes: dict[str, Any] = {
+        "models": {
+            name: model.model_copy(update={"start": _beside(path, model.start)})
+            for name, model in settings.models.items()
+        }
+    }
+    return settings.model_copy(update=changes | {"task_file": _beside(path, settings.task_file)})
+
+
+def _beside(path: Path, named: str) -> str:
+    """A path in a settings file is relative to it."""
+    return str((path.parent / named).resolve()) if named else ""
+
+
+def _inherited(name: str, sections: Mapping[str, Any], heirs: tuple[str, ...] = ()) -> Any:
+    """One section with what it takes from others. Raises DataError E515 for a name that is not there, or a circle."""
+    own = sections[name]
+    if not isinstance(own, dict) or "like" not in own:
+        return own
+    like, heirs = own["like"], (*heirs, name)
+    if not isinstance(like, str) or like in heirs or not isinstance(sections.get(like), dict):
+        raise DataError(
+            f"models.{name} cannot take its settings from {like!r}",
+            found=f"models.{name}.like = {like!r}",
+            expected="another section of models, and no circle",
+            do="correct the key like",
+            code="E515",
+        )
+    return {**_inherited(like, sections, heirs), **{key: value for key, value in own.items() if key != "like"}}
 
 
 def with_assurance(settings: TaskSettings, assurance: str) -> TaskSettings:
@@ -309,8 +342,19 @@ def _manifest(settings: TaskSettings, model_name: str, task: Task) -> Manifest:
         aggregation=aggregation,
     )
     refuse(manifest)
+    manifest = _continuing(manifest, chosen)
     check_budget(privacy, planned_releases(manifest, settings.privacy.spare_rounds))
     return manifest
+
+
+def _continuing(manifest: Manifest, chosen: ModelSettings) -> Manifest:
+    """The manifest with what it takes over from the task before and leaves to the next. Raises TaskError E533, E534."""
+    past = None
+    if chosen.start:
+        before, past = left_by(Path(chosen.start))
+        check_continues(manifest, before)
+    strength = None if chosen.consolidation is None else Decimal(chosen.consolidation)
+    return continued(manifest, past, strength)
 
 
 _TRAINING_KEYS = ("max_length", "optimizer", "learning_rate", "rounds", "local_steps", "expected_batch", "proximal")

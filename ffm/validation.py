@@ -26,7 +26,7 @@ from typing import Any
 from ffm.errors import TrainingProcessError
 from ffm.local_setup import LocalSetup
 from ffm.plateau import Plateau
-from ffm.server_run import write_atomic
+from ffm.run_folder import write_atomic
 from ffm.step import Model, parameters_of
 from ffm.training_process import TrainingProcess
 from protocol.errors import ProtocolError

@@ -78,6 +78,7 @@ class AdapterSpec(StrictModel):
     virtual_tokens: Count  # of a prompt or prefix; 0 where the method has none
     target_modules: tuple[Name, ...]
     seed: Annotated[int, Field(ge=0, lt=2**53)]
+    start: Hex32 | None = None  # SHA-256 of the flat vector that round 1 starts from; left out: what the seed gives
     tensors: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=100_000)]
     personal: Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 
@@ -114,6 +115,20 @@ class ServerSpec(StrictModel):
         return 1 if self.optimizer == "fedavg" else 3
 
 
+class ConsolidationSpec(StrictModel):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017) after the server step: what mattered so far is held near
+    the start. SPEC 7.7."""
+
+    strength: DecimalString  # 0: nothing is held yet, but the sums are tallied for the task that comes after
+    importance: Hex32 | None = None  # SHA-256 of a vector of float32, one per parameter; left out where strength is 0
+
+    @model_validator(mode="after")
+    def _sound(self) -> "ConsolidationSpec":
+        if (Decimal(self.strength) > 0) != (self.importance is not None):
+            raise ValueError("a strength above 0 needs the importance of the parameters, and 0 has none")
+        return self
+
+
 class TrainingSpec(StrictModel):
     """Local training between two aggregations, and the server step after them."""
 
@@ -127,6 +142,7 @@ class TrainingSpec(StrictModel):
     expected_batch: Positive  # public divisor of the summed gradient, never a count of real records; R2: of all clients
     proximal: DecimalString  # FedProx (Li et al. 2020): pull towards the round's start, added after the noise; 0: none
     server: ServerSpec
+    consolidation: ConsolidationSpec | None = None  # the key is left out where nothing is held or tallied
 
 
 class PrivacySpec(StrictModel):
@@ -251,6 +267,8 @@ class Manifest(StrictModel):
                 f"C needs sums of at least {LEAST_CLIENTS} clients (min_cohort): with fewer its noise drowns the mean "
                 "of their updates; with few clients take R1 or R2"
             )
+        if self.training.consolidation is not None:
+            self._check_consolidation(self.training.consolidation)
         if self.rotated:
             self._check_rotation()
         if self.noise_in_shares:
@@ -258,6 +276,13 @@ class Manifest(StrictModel):
         # Both constructors prove what they promise or raise ParameterError (a ValueError).
         self.secagg_params()
         return self
+
+    def _check_consolidation(self, wanted: ConsolidationSpec) -> None:
+        """Importance is read off sums of gradients, and parameters are held where they started. SPEC 7.7."""
+        if self.training.optimizer != "sgd" or self.privacy.protocol == "C" or self.rotated:
+            raise ValueError('consolidation needs sums of gradients: R2, R1 or none with "sgd", not rotated')
+        if wanted.importance is not None and self.adapter.start is None:
+            raise ValueError("consolidation holds parameters near adapter.start, and there is none")
 
     def _check_shares(self) -> None:
         """What noise inside the sum needs. SPEC 10.8, 10.11."""

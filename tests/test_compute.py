@@ -1,5 +1,6 @@
 """How a site computes: layers computed twice, half precision; and what of it is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
-def loaded(base: Path, method: str, protocol: str, **compute: Any) -> Learner:
+def loaded(base: Path, method: str, protocol: str, local_steps: int = 2, **compute: Any) -> Learner:
     changes: dict[str, Any] = {"virtual_tokens": 3} if method == "prefix" else {}
+    changes["local_steps"] = local_steps
     return Learner.load(manifest_of(base, method, protocol, **changes), base, Compute(**compute))
 
 
@@ -93,6 +95,29 @@ def test_half_precision_trains_and_its_parameters_stay_float32(base: Path) -> No
         update = learner.update(start, dataset, plan_of(learner.manifest), Csprng.from_os(), 1)
         assert np.count_nonzero(update) > 0.4 * len(update)
         assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+
+
+@pytest.mark.parametrize("method", ["ffa-lora", "bitfit"])
+def test_clients_with_other_physical_batches_send_the_same_integers(base: Path, method: str) -> None:
+    """R2, one client that sees a record a pass, one seven, one all: the sum is that of clients that are alike, but for
+    last bits of float32 kernels, which move single grid steps."""
+    sizes = {1: 1, 2: 7, 3: 64}
+    learner = loaded(base, method, "R2", local_steps=1)
+    start, plan = learner.initial(), plan_of(learner.manifest)
+
+    def total(physical: dict[int, int], seed: int = 5) -> np.ndarray:
+        found = np.zeros(len(start), dtype=np.int64)
+        for client, size in physical.items():
+            own = replace(learner, compute=Compute(physical_batch=size))
+            dataset, rng = own.tensors(records(client)), Csprng(bytes([seed, client]) * 16)
+            found += own.update(start, dataset, plan, rng, 1)
+        return found
+
+    alike, mixed = total(dict.fromkeys(sizes, 0)), total(sizes)
+    clip = learner.manifest.privacy.clip_steps
+    assert np.abs(mixed - alike).max() <= 2 * len(sizes)
+    assert np.linalg.norm((mixed - alike).astype(float)) < clip / 1000
+    assert np.linalg.norm((total(sizes, seed=6) - alike).astype(float)) > clip  # another sample and noise
 
 
 def refused(manifest: Manifest, base: Path, **compute: Any) -> TrainingProcessError:

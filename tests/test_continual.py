@@ -12,28 +12,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dp.accountant import epsilon
 from dp.errors import BudgetExceededError
 from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
 from ffm.client_run import round_charge
+from ffm.consolidation import Tally, blockwise, strength_of
 from ffm.data import Partition, Record
 from ffm.errors import DataError, TaskError
 from ffm.learner import Learner
 from ffm.lifelong import Lifelong, lifelong
+from ffm.memory import Memory
 from ffm.models import locate
 from ffm.periods import Period, by_drift, by_labels
-from ffm.step import initial_model, next_model
+from ffm.step import Pull, initial_model, next_model
+from ffm.succession import Past
 from ffm.task import build_manifest, example_settings, load_settings
 from ffm.tasks.continual import (
     METHODS,
-    Consolidation,
     Life,
-    Memory,
     Seen,
     Way,
-    blockwise,
     live_through,
     period_manifest,
     table_of,
@@ -186,33 +187,45 @@ def test_importance_is_the_mean_square_without_the_noise(manifest: Manifest) -> 
     assert [t.shape for t in manifest.adapter.tensors[-2:]] in ([(4, 128), (4,)], [(4,), (4, 128)])
     if manifest.adapter.tensors[-2].shape == (4,):
         signal = np.roll(signal, 4)
-    state = Consolidation.begin(manifest, 1.0, private=True)
-    blind = Consolidation.begin(manifest, 1.0, private=False)  # takes the noise for signal
-    model = initial_model(np.zeros(size, dtype=np.float32), manifest)
-    for _ in range(20):
+    tally, blind = Tally(manifest), Tally(manifest, private=False)  # the second takes the noise for signal
+    for number in range(20):
         total = np.rint(rng.normal(0, deviation, size) + signal).astype(np.int64)
-        model = state.step(model, total, clients, manifest)
-        blind.step(model, total, clients, manifest)
-    for one in (state, blind):
-        one.end_period(model)
-    planted, rest = state.importance[signal > 0], state.importance[signal == 0]
-    assert np.allclose(planted / deviation**2, 1.0, atol=0.15)
-    assert rest.mean() / deviation**2 < 0.05 < 0.9 < blind.importance[signal == 0].mean() / deviation**2
-    assert state.anchor is not None and np.array_equal(state.anchor.astype(np.float32), model[:size])
+        for one in (tally, blind):
+            one.add((number + 1, 0), total, clients)
+            one.add((number + 1, 0), total * 5, clients)  # what is there already is not added again
+    square = (deviation / manifest.aggregation.scale) ** 2
+    found, noisy = tally.importance(), blind.importance()
+    assert np.allclose(found[signal > 0] / square, 1.0, atol=0.15)
+    assert found[signal == 0].mean() / square < 0.05 < 0.9 < noisy[signal == 0].mean() / square
+    assert np.allclose(tally.importance(found), 2 * found)  # what mattered before goes on to matter
+    again = Tally.restored(manifest, tally.save())
+    assert np.array_equal(again.importance(), found) and (again.sums, again.last) == (20, (20, 0))
 
 
 def test_the_pull_is_the_proximal_step_and_only_where_it_matters(manifest: Manifest) -> None:
     size = manifest.adapter.size
-    state = Consolidation.begin(manifest, 2.0, private=True)
+    importance = np.r_[np.full(size // 2, 2.0), np.zeros(size - size // 2)].astype(np.float32)
+    past = Past(np.zeros(size, dtype=np.float32), importance)
+    held = period_manifest(manifest, 2, "x", past, Decimal(2))
     model = initial_model(np.full(size, 0.5, dtype=np.float32), manifest)
     total = np.full(size, 10**7, dtype=np.int64)
-    assert np.array_equal(state.step(model, total, 4, manifest), next_model(model, total, 4, manifest))  # no anchor yet
-    state.importance = np.r_[np.full(size // 2, 2.0), np.zeros(size - size // 2)]
-    state.anchor = np.zeros(size)
-    plain, held = next_model(model, total, 4, manifest), state.step(model, total, 4, manifest)
-    pull = 2.0 * 2.0 / state.importance.mean()
-    assert np.allclose(held[: size // 2], plain[: size // 2] / (1 + pull)) and abs(plain[0]) > 0.4
-    assert np.array_equal(held[size // 2 :], plain[size // 2 :])  # unimportant values, and the optimizer's moments
+    plain = next_model(model, total, 4, manifest)
+    drawn = next_model(model, total, 4, held, Pull(past.start, importance))
+    pull = 2.0 * 2.0 / importance.mean()
+    assert np.allclose(drawn[: size // 2], plain[: size // 2] / (1 + pull)) and abs(plain[0]) > 0.4
+    assert np.array_equal(drawn[size // 2 :], plain[size // 2 :])  # unimportant values, and the optimizer's moments
+    for made, pulled in ((held, None), (manifest, Pull(past.start, importance))):
+        with pytest.raises(AssertionError, match="whether parameters are held"):
+            next_model(model, total, 4, made, pulled)
+
+
+def test_a_strength_is_written_in_six_digits_and_relative_to_the_mean() -> None:
+    def ones(value: float) -> np.ndarray:
+        return np.full(8, value, dtype=np.float32)
+
+    assert strength_of(Decimal(10), ones(4.0)) == "2.5" and strength_of(Decimal("0.1"), ones(3.0)) == "0.0333333"
+    assert strength_of(Decimal(10), ones(2.0**-20)) == "10485800"
+    assert strength_of(Decimal(10), ones(0.0)) == strength_of(Decimal(1), ones(1e30)) == "0"
 
 
 def test_blocks_are_rows_of_wide_tensors_and_whole_narrow_ones(manifest: Manifest) -> None:
@@ -227,8 +240,12 @@ def test_blocks_are_rows_of_wide_tensors_and_whole_narrow_ones(manifest: Manifes
 def test_sums_that_are_not_of_gradients_carry_no_fisher_information() -> None:
     adam = build_manifest(load_settings(example_settings("hospital")), "bert-tiny")
     with pytest.raises(TaskError, match="R1 with adam") as refused:
-        Consolidation.begin(adam, 1.0, private=True)
+        Tally(adam)
     assert refused.value.code == "E533"
+    body = adam.model_dump()
+    body["training"]["consolidation"] = {"strength": "0"}
+    with pytest.raises(ValidationError, match="sums of gradients"):
+        Manifest.model_validate(body)
     with pytest.raises(TaskError, match="no such way"):
         Way("dream")
 
@@ -295,7 +312,8 @@ def test_the_ledger_runs_on_and_refuses_the_period_that_it_cannot_pay(
     assert np.array_equal(life._latest, before)
     last = books[0].last_charged
     assert last is not None and (last.task, last.round, last.attempt) == ("coronary-disease-2", 2, 0)
-    assert last.manifest_digest == period_manifest(learner.manifest, 2, "lung").digest().hex()
+    second = period_manifest(learner.manifest, 2, "lung", Past(life._vectors[0]))
+    assert last.manifest_digest == second.digest().hex()
     for book in books:
         book.close()
     with PrivacyLedger.open(tmp_path / "0.sqlite", silo="site-0", population="records") as again:

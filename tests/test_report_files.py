@@ -13,7 +13,7 @@ from dp.ledger import PrivacyLedger
 from dp.store import next_row
 from ffm.client_run import STATEMENT_KIND, round_charge, statement_body
 from ffm.report_files import KIND, Documents, gather, verify_files, write_report
-from ffm.server_run import RoundFacts, RunState
+from ffm.run_folder import RoundFacts, RunState
 from protocol import signed
 from protocol.effects import Released
 from protocol.manifest import sign_manifest

@@ -67,6 +67,20 @@ def test_wrong_settings_are_named(tmp_path: Path, old: str, new: str, where: str
     assert where in str(caught.value.found)
 
 
+def test_a_section_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
+    text = HOSPITAL.read_text(encoding="utf-8")
+    path = tmp_path / "settings.toml"
+    path.write_text(text + '[models.b]\nlike = "a"\nmethod = "lora"\n[models.a]\nlike = "minilm"\nrounds = 3\n')
+    models = task.load_settings(path).models
+    assert models["b"] == models["minilm"].model_copy(update={"rounds": 3, "method": "lora"})
+    assert list(models) == ["bert-tiny", "minilm", "b", "a"]
+    for wrong in ('"b"', '"c"', "7", '["minilm"]', '"minilm.server"'):
+        path.write_text(f'{text}[models.b]\nlike = "d"\n[models.d]\nlike = {wrong}\n')
+        with pytest.raises(DataError, match=r"models\.d cannot take") as caught:
+            task.load_settings(path)
+        assert caught.value.code == "E515" and "models.d.like" in str(caught.value.found)
+
+
 def test_missing_settings_and_models_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         task.load_settings(tmp_path / "none.toml")

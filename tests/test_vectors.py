@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import importlib.util
 import json
+import math
 import re
+import struct
 from ast import literal_eval
 from dataclasses import replace
 from functools import cache
@@ -268,6 +270,42 @@ def test_slots(vector: dict[str, Any]) -> None:
     made = [sum(padded[i + j] << (j * width) for j in range(c)) for i in range(0, len(padded), c)]
     assert [f"{w:016x}" for w in made] == vector["gives"]
     assert encoding.unpack(np.array(made, dtype=np.uint64), len(g["values"]), 1).tolist() == g["values"]
+
+
+def float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def floats(text: str) -> list[float]:
+    return [value for (value,) in struct.iter_unpack("<f", unhex(text))]
+
+
+@pytest.mark.parametrize("vector", load("server_step"))
+def test_server_step(vector: dict[str, Any]) -> None:
+    """One value at a time, in the order of operations of SPEC 7.7."""
+    given = vector["given"]
+    server = {key: value if key == "optimizer" else float(value) for key, value in given["server"].items()}
+    start, importance, strength = floats(given["start"]), floats(given["importance"]), float(given["strength"])
+    x, m, v = list(start), [0.0] * len(start), [0.0] * len(start)
+    for total, gives in zip(given["totals"], vector["gives"], strict=True):
+        for i, value in enumerate(total):
+            update = value / float(given["scale"] * given["clients"])
+            if given["protocol"] == "R2":
+                update = value / float(given["scale"] * given["expected_batch"]) * -float(given["learning_rate"])
+            if server["optimizer"] == "fedavg":
+                x[i] = float32(update * server["learning_rate"] + x[i])
+            else:
+                m1 = server["beta1"] * m[i] + (1 - server["beta1"]) * update
+                v1 = server["beta2"] * v[i] + (1 - server["beta2"]) * update**2
+                if server["optimizer"] == "fedyogi":
+                    sign = (v[i] > update**2) - (v[i] < update**2)
+                    v1 = v[i] - (1 - server["beta2"]) * update**2 * sign
+                x[i] = float32(x[i] + server["learning_rate"] * m1 / (math.sqrt(v1) + server["tau"]))
+                m[i], v[i] = float32(m1), float32(v1)
+            if strength:
+                c = strength * importance[i]
+                x[i] = float32((x[i] + c * start[i]) / (1 + c))
+        assert floats(gives) == [*x, *m, *v][: len(floats(gives))]
 
 
 @pytest.mark.parametrize("vector", load("noise_shares"), ids=lambda v: v["operation"])

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ffm.cli.demos import demo_app
 from ffm.cli.errors import reported
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, FormatOption, Output
 
 app = typer.Typer(
     name="secagg",
@@ -16,7 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # rich tracebacks print local variables
 )
 report_app = typer.Typer(help="Accounting reports: check, compare, render; from the files alone.", no_args_is_help=True)
-demo_app = typer.Typer(help="Complete federations on this machine.", no_args_is_help=True)
 join_app = typer.Typer(help="Become a member: keys are made at the site and never leave it.", no_args_is_help=True)
 app.add_typer(report_app, name="report")
 app.add_typer(demo_app, name="demo")
@@ -24,7 +24,6 @@ app.add_typer(join_app, name="join")
 privacy_app = typer.Typer(help="What a plan costs, before anything is trained.", no_args_is_help=True)
 app.add_typer(privacy_app, name="privacy")
 
-FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs")]
 SiteArgument = Annotated[Path, typer.Argument(help="the site's folder", metavar="SITE")]
 
 
@@ -113,6 +112,24 @@ def decryptor(site: SiteArgument, format_: FormatOption = Format.text) -> None:
         run_decryptor(site, Output(format_))
 
 
+@app.command("arrive")
+def arrive(
+    site: SiteArgument,
+    new: Annotated[
+        Path, typer.Argument(help="CSV of the records that came, in the form of records.csv", metavar="NEW.csv")
+    ],
+    replay: Annotated[
+        str, typer.Option("--replay", help="share of a period's records to keep of all earlier ones")
+    ] = "0",
+    format_: FormatOption = Format.text,
+) -> None:
+    """At a site, before the next period's task: new records take the place of the old ones, some of which may stay."""
+    with reported(format_):
+        from ffm.cli.arrive import run
+
+        run(site, new, replay, Output(format_))
+
+
 @app.command()
 def audit(
     subject: Annotated[
@@ -139,7 +156,7 @@ def audit(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Option("--task", help="finetune, prompt, prompt-lm, pretrain or continual")],
+    task: Annotated[str, typer.Option("--task", help="finetune, adapters, prompt, prompt-lm, pretrain or continual")],
     seeds: Annotated[int, typer.Option("--seeds", help="repetitions", min=1)] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="small and few: everything runs, no figure is evidence")
@@ -268,87 +285,6 @@ def privacy_spent(site: SiteArgument, format_: FormatOption = Format.text) -> No
         from ffm.cli.spent import show_spent
 
         show_spent(site, Output(format_))
-
-
-@demo_app.command("hospital")
-def demo_hospital(
-    model: Annotated[
-        str, typer.Option("--model", help="bert-tiny, minilm, or a section of the settings")
-    ] = "bert-tiny",
-    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
-    assurance: Annotated[
-        str | None, typer.Option("--assurance", help="masking, dual or he; default: as in the settings")
-    ] = None,
-    format_: FormatOption = Format.text,
-) -> None:
-    """Five hospitals code diagnoses together; one is killed in the middle of an upload."""
-    with reported(format_):
-        from ffm.cli.demo import hospital
-
-        hospital((model, assurance), out, device, settings, Output(format_))
-
-
-@demo_app.command("heart")
-def demo_heart(
-    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="repetitions of the comparison", min=1)] = 1,
-    format_: FormatOption = Format.text,
-) -> None:
-    """Four real hospitals learn together with little data: noise in shares inside the sum (protocol R2)."""
-    with reported(format_):
-        from ffm.cli.demo_table import run
-
-        run(("heart", settings), out, device, seeds, Output(format_))
-
-
-@demo_app.command("bank")
-def demo_bank(
-    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    settings: Annotated[Path | None, typer.Option("--settings", help="other settings than the example's")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="repetitions of the comparison", min=1)] = 1,
-    format_: FormatOption = Format.text,
-) -> None:
-    """Five banks judge credit risk together (protocol R2), beside logistic regression on the table."""
-    with reported(format_):
-        from ffm.cli.demo_table import run
-
-        run(("bank", settings), out, device, seeds, Output(format_))
-
-
-@demo_app.command("pretrain")
-def demo_pretrain(
-    settings: Annotated[
-        Path | None, typer.Option("--settings", help="other settings than examples/hospital/pretrain-demo.toml")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
-    device: Annotated[str, typer.Option("--device", help="of the hospitals: cpu or cuda")] = "cpu",
-    format_: FormatOption = Format.text,
-) -> None:
-    """A model learns medical language: public text at the server, private text of five hospitals, and both again."""
-    with reported(format_):
-        from ffm.cli.demo_pretrain import run
-
-        run(settings, out, device, Output(format_))
-
-
-@demo_app.command("run")
-def demo_run(
-    settings: Annotated[Path, typer.Argument(help="the task's settings", metavar="SETTINGS.toml")],
-    model: Annotated[str | None, typer.Option("--model", help="section of the settings; default: the first")] = None,
-    out: Annotated[Path, typer.Option("--out", help="where the run folder is made")] = Path("runs"),
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    format_: FormatOption = Format.text,
-) -> None:
-    """Play any settings whose source lays out records, a task of one's own included; scores as its task gives them."""
-    with reported(format_):
-        from ffm.cli.demo_run import run
-
-        run(settings, model, out, device, Output(format_))
 
 
 @join_app.command("request")

@@ -14,7 +14,7 @@ from dp.errors import AuditError
 from ffm.audit import audit, open_subject
 from ffm.cli.output import Output
 from ffm.models import offline
-from ffm.server_run import write_atomic
+from ffm.run_folder import write_atomic
 
 
 def run_audit(

@@ -18,7 +18,7 @@ from ffm.cli.output import Format, Output, describe
 from ffm.cli.running import run_until_signal
 from ffm.demo import VICTIM, Layout, Play, prepare
 from ffm.report_files import gather, write_report
-from ffm.server_run import load_state, write_atomic
+from ffm.run_folder import load_state, write_atomic
 from ffm.site import load_site
 from ffm.start import documents_of, load_statements, new_run_id
 from ffm.step import Model

@@ -19,8 +19,8 @@ from ffm.cli.running import run_until_signal
 from ffm.demo import Layout, Play, prepare
 from ffm.errors import DataError
 from ffm.report_files import gather, write_report
+from ffm.run_folder import load_state
 from ffm.scores import interval
-from ffm.server_run import load_state
 from ffm.site import load_site
 from ffm.sources import TableSource
 from ffm.start import documents_of, load_statements, new_run_id

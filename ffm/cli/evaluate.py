@@ -8,7 +8,7 @@ from typing import Final
 
 from ffm.cli.output import Format, Output
 from ffm.errors import TaskError
-from ffm.evaluate import continual, finetune, pretrain, sections
+from ffm.evaluate import adapters, continual, finetune, pretrain, sections
 from ffm.evaluate.arms import Say
 from ffm.evaluate.page import markdown, render, table, versions
 from ffm.evaluate.study import Study
@@ -18,6 +18,7 @@ Run = Callable[[Path, Sequence[int], bool, Say], Study]
 # task: what runs it, and the example whose settings it takes
 STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
     "finetune": (finetune.run, "hospital"),
+    "adapters": (adapters.run, "hospital"),
     "continual": (continual.run, "hospital"),
     "pretrain": (pretrain.run, "hospital"),
     "prompt": (sections.prompt, "hospital"),
@@ -45,14 +46,13 @@ def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: O
         out.result(value, "")
         return
     out.result(value, study.title + ("\nquick: small and few, no figure is evidence" if quick else ""))
-    columns, lines = table(study, brief=True)
+    columns, lines = table(study)
     widths = [max(len(line[k]) for line in (columns, *lines)) for k in range(len(columns))]
     for line in (columns, *lines):
         out.result(value, "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for claim in study.claims:
         sense = "at least" if claim.at_least else "at most"
-        out.result(
-            value, f"{claim.text}: {claim.value:.3f} ({sense} {claim.limit:g}): {'yes' if claim.holds else 'no'}"
-        )
+        verdict = "yes" if claim.holds else "no"
+        out.result(value, f"{claim.text}: {claim.shown} ({sense} {claim.limit:g}): {verdict}")
     for note in study.notes:
         out.result(value, note)

@@ -3,8 +3,9 @@
 import enum
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,9 @@ class Format(enum.StrEnum):
 
     text = "text"
     json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="text for people, json for programs")]
 
 
 class Output:

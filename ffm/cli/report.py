@@ -9,7 +9,7 @@ from rich.table import Table
 from dp.errors import ReportError
 from ffm.cli.output import Output
 from ffm.report_files import attach, read_verified, verify_files
-from ffm.server_run import write_atomic
+from ffm.run_folder import write_atomic
 from ffm.site import load_site
 from protocol.rpc.keyfiles import read_verify_key
 

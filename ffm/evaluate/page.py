@@ -9,7 +9,7 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from dp.report_svg import COLOURS, Bar, Caption, bar_plot
-from ffm.evaluate.study import NO_DP, Study
+from ffm.evaluate.study import NO_DP, TINY, Study
 
 PACKAGES: Final = ("secagg-ffm", "torch", "transformers", "peft", "opacus", "numpy")
 _AFTER: Final = ("train minus test", "outside", "worst site")
@@ -20,18 +20,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def table(study: Study, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """(columns, lines): method, privacy, every score (`brief`: the headline alone), what follows from them, cost."""
+def table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """(columns, lines): method, privacy, what holds of it, every score, what follows from them, cost."""
     summary = study.as_json()["summary"]
     scores = list(dict.fromkeys(name for row in study.rows for name in row.scores))
     scores.sort(key=lambda name: name != study.headline)
-    if brief:
-        scores = [study.headline]
+    facts = list(dict.fromkeys(name for row in study.rows for name in row.facts))
     shown = [name for name in _AFTER if any(line[name][0] is not None for line in summary)]
-    columns = ["method", "privacy", *scores, *shown, "samples", "KiB up", "KiB down", "seconds"]
+    columns = ["method", "privacy", *facts, *scores, *shown, "samples", "KiB up", "KiB down", "seconds"]
     lines = []
     for line in summary:
         cells = [str(line["method"]), str(line["privacy"])]
+        cells += [str(line.get(name, "–")) for name in facts]
         cells += [_spread(line.get(name)) for name in (*scores, *shown)]
         cells += [
             str(line["samples"] or "–"),
@@ -75,6 +75,8 @@ def _spread(value: Any) -> str:
     mean, half = value or (None, None)
     if mean is None:
         return "–"
+    if 0 < abs(mean) < TINY:
+        return f"{mean:.0e}"
     digits = 3 if abs(mean) < 100 else 1
     return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
@@ -97,6 +99,6 @@ def markdown(study: Study) -> str:
     for claim in study.claims:
         sense = "at least" if claim.at_least else "at most"
         verdict = "holds" if claim.holds else "DOES NOT HOLD"
-        parts.append(f"* {claim.text}: {claim.value:.4f}, {sense} {claim.limit:g}: {verdict}")
+        parts.append(f"* {claim.text}: {claim.shown}, {sense} {claim.limit:g}: {verdict}")
     parts += [f"* {note}" for note in study.notes]
     return "\n".join(parts).rstrip() + "\n"

@@ -8,6 +8,7 @@ from typing import Any, Final
 from ffm.scores import interval
 
 NO_DP: Final = "no DP"
+TINY: Final = 1e-6  # below it a figure is told by its magnitude
 BETTER: Final[Mapping[str, str]] = {"perplexity": "lower", "loss": "lower", "forgetting": "lower"}
 
 
@@ -27,6 +28,7 @@ class Row:
     bytes_down: int = 0
     seconds: float = math.nan  # of this machine, in one process, without masks
     site: str = ""  # whose records it was trained on; "": everybody's
+    facts: Mapping[str, str | int] = field(default_factory=dict)  # of the method, the same for every seed
 
     def headline(self, key: str) -> float:
         """One score."""
@@ -46,6 +48,11 @@ class Claim:
     def holds(self) -> bool:
         """NaN never holds."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        return f"{self.value:.0e}" if 0 < abs(self.value) < TINY else f"{self.value:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +84,9 @@ class Study:
         for key in dict.fromkeys((row.method, row.privacy) for row in self.rows):
             yield key, tuple(row for row in self.rows if (row.method, row.privacy) == key)
 
-    def mean(self, method: str, privacy: str) -> float:
-        """Of the headline over seeds; NaN without a row."""
-        found = [r.headline(self.headline) for r in self.rows if (r.method, r.privacy) == (method, privacy)]
+    def mean(self, method: str, privacy: str, score: str = "") -> float:
+        """Of a score, or of the headline, over seeds; NaN without a row."""
+        found = [r.headline(score or self.headline) for r in self.rows if (r.method, r.privacy) == (method, privacy)]
         return sum(found) / len(found) if found else math.nan
 
     def with_claims(self, claims: Sequence[Claim]) -> "Study":
@@ -114,6 +121,7 @@ class Study:
             "method": key[0],
             "privacy": key[1],
             "runs": len(rows),
+            **rows[0].facts,
             **{name: spread for name, spread in scores.items()},
             "train minus test": _spread(gaps),
             "outside": _spread([row.outside for row in rows]),
@@ -136,7 +144,9 @@ def _spread(values: Sequence[float]) -> list[float | None]:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.4g}") if abs(value) < TINY else round(value, 4)
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
     return value

@@ -11,19 +11,14 @@ any other run, and the privacy ledger of a silo's population runs on through the
 - adapter-per-period: every period has an adapter of its own on the same base model. Nothing is forgotten; whoever asks
   has to say of which period the question is, and nothing is carried over
 
-EWC's Fisher information is the mean square of the released, noised sums of gradients, less the known variance of their
-noise: post-processing, so it costs no privacy, and everybody who has the sums has it. The mean over a row of a tensor
-(a label's row of the head) or over a whole narrow tensor is taken, since single values drown in the noise. Its penalty
-acts after the server step, as the proximal step (p + c·anchor) / (1 + c) with c = strength · importance. Inside the
-loss it would be clipped with the record's gradient and crowd it out; so it is exact, cannot diverge, and touches
-released parameters alone. Clients who check "next model = last model + published sum" (SPEC 7.7) would have to know c
-and anchor: no manifest says them yet, so EWC runs in one process only.
+EWC's importance comes from released sums, and the pull after the server step (`ffm.consolidation`). Over the wire the
+owner pins start and importance in the next period's manifest (`ffm.succession`), as it is done here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -31,21 +26,21 @@ from numpy.typing import NDArray
 
 from dp.budget import check_next
 from dp.ledger import PrivacyLedger
-from dp.sampling import Csprng, poisson_sample
+from dp.sampling import Csprng
 from ffm.client_run import budget_of, round_charge
+from ffm.consolidation import Tally, refuse
 from ffm.data import Record
 from ffm.errors import DataError, TaskError
 from ffm.federation import Federation
 from ffm.learner import Learner, Vector
+from ffm.memory import Memory
 from ffm.periods import Period
-from ffm.step import Model, initial_model, next_model, parameters_of
+from ffm.step import Model, Pull, initial_model, next_model, parameters_of
+from ffm.succession import Past, continued
 from ffm.tasks.interface import Scores
-from protocol.manifest import AdapterSpec, Manifest
+from protocol.manifest import Manifest
 
 METHODS: Final = ("sequential", "replay", "ewc", "adapter-per-period")
-_WIDE: Final = 64  # values in a row that are enough for a figure of its own
-
-Reals = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class Way:
 
     method: str
     replay: Fraction = Fraction(1, 4)
-    strength: float = 10.0
+    strength: str = "10"
     private: bool = True
 
     def __post_init__(self) -> None:
@@ -71,112 +66,14 @@ class Way:
             )
 
 
-@dataclass(slots=True)
-class Memory:
-    """What one site keeps of its earlier records. It never leaves the site.
-
-    Every record is kept or dropped by a coin of its own (the site's CSPRNG, public odds): after k periods each of them
-    has share/k of its records in memory, so the memory is bounded in the mean and never grows. A fixed number of places
-    would couple records, one more pushing another one out, and neighbours in the sense of DP would differ by two.
-    """
-
-    share: Fraction
-    rng: Csprng = field(repr=False)
-    records: tuple[Record, ...] = field(default=(), repr=False)
-    periods: int = 0
-
-    def end_period(self, arrived: Sequence[Record]) -> None:
-        """Keep some of what arrived, drop some of what was kept."""
-        self.periods += 1
-        old = self._drawn(self.records, Fraction(self.periods - 1, self.periods))
-        self.records = old + self._drawn(arrived, self.share / self.periods)
-
-    def _drawn(self, records: Sequence[Record], odds: Fraction) -> tuple[Record, ...]:
-        if not records or not odds:
-            return ()
-        chosen = poisson_sample(self.rng, len(records), odds.numerator, odds.denominator)
-        return tuple(records[i] for i in chosen)
-
-
-@dataclass(slots=True)
-class Consolidation:
-    """EWC's state: importance and anchor, from released sums alone."""
-
-    manifest: Manifest
-    strength: float
-    private: bool
-    importance: Reals = field(repr=False)
-    anchor: Reals | None = field(default=None, repr=False)
-    _squares: Reals = field(init=False, repr=False)
-    _sums: int = 0
-
-    @classmethod
-    def begin(cls, manifest: Manifest, strength: float, private: bool) -> "Consolidation":
-        """Raises TaskError E533 where sums are not of gradients."""
-        training, rotated = manifest.training, getattr(manifest, "rotated", False)
-        if training.optimizer != "sgd" or manifest.privacy.protocol == "C" or rotated:
-            raise TaskError(
-                "EWC takes the Fisher information from released sums of gradients",
-                found="rotated sums" if rotated else f"{manifest.privacy.protocol} with {training.optimizer}",
-                expected='protocol R2, or R1 or none with optimizer = "sgd", not rotated',
-                do="choose replay, or train by sgd",
-                code="E533",
-            )
-        return cls(manifest, strength, private, np.zeros(manifest.adapter.size))
-
-    def __post_init__(self) -> None:
-        self._squares = np.zeros(len(self.importance))
-
-    def step(self, model: Model, total: NDArray[np.int64], count: int, manifest: Manifest) -> Model:
-        """The server step, then the proximal step towards the anchor."""
-        self._squares += total.astype(np.float64) ** 2 - self._noise_variance(count)
-        self._sums += 1
-        after = next_model(model, total, count, manifest)
-        mean = self.importance.mean()
-        if self.anchor is None or not mean:
-            return after
-        parameters = parameters_of(after, manifest)
-        pull = self.strength * self.importance / mean
-        parameters[:] = ((parameters + pull * self.anchor) / (1 + pull)).astype(np.float32)
-        return after
-
-    def end_period(self, model: Model) -> None:
-        """What this period showed to be important counts from now on."""
-        if self._sums:
-            self.importance = self.importance + blockwise(self._squares / self._sums, self.manifest.adapter)
-        self.anchor = parameters_of(model, self.manifest).astype(np.float64)
-        self._squares, self._sums = np.zeros(len(self.importance)), 0
-
-    def _noise_variance(self, clients: int) -> float:
-        """Of one coordinate of the sum, in its grid steps: public."""
-        p, training = self.manifest.privacy, self.manifest.training
-        if not self.private or p.protocol == "none":
-            return 0.0
-        if p.protocol == "R2":
-            return clients * p.noise_steps**2 / self.manifest.noise_shares
-        each = p.noise_steps / p.scale * float(training.learning_rate) / training.expected_batch
-        return clients * training.local_steps * (each * self.manifest.aggregation.scale) ** 2
-
-
-def blockwise(values: Reals, adapter: AdapterSpec) -> Reals:
-    """The mean of each row of at least 64 values, else of each tensor; below zero, which is noise alone, it is zero."""
-    out = np.empty_like(values)
-    start = 0
-    for tensor in adapter.tensors:
-        size = prod(tensor.shape)
-        part = slice(start, start + size)
-        rows = tensor.shape[0] if size // tensor.shape[0] >= _WIDE else 1
-        means = values[part].reshape(rows, -1).mean(axis=1).clip(min=0.0)
-        out[part] = np.repeat(means, size // rows)
-        start += size
-    return out
-
-
-def period_manifest(base: Manifest, number: int, name: str) -> Manifest:
-    """The manifest of period `number`, from 1: the same plan under its own name, so the ledger tells them apart."""
+def period_manifest(
+    base: Manifest, number: int, name: str, past: Past | None = None, strength: Decimal | None = None
+) -> Manifest:
+    """The manifest of period `number`, from 1: the same plan under its own name, so the ledger tells them apart, with
+    what it takes over (`ffm.succession.continued`)."""
     body: dict[str, Any] = base.model_dump()
     body["task"], body["data"] = f"{base.task}-{number}", f"{base.data}; period {number}: {name}"
-    return Manifest.model_validate(body)
+    return continued(Manifest.model_validate(body), past, strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +84,17 @@ class Seen:
     on: int
     site: int
     scores: Scores
+
+
+def judged(learner: Learner, vectors: Sequence[Vector], periods: Sequence[Period], after: int) -> list[Seen]:
+    """On every period's test records, of all sites and of each that has some. `vectors`: which one answers a period."""
+    found = []
+    for number, (period, vector) in enumerate(zip(periods, vectors, strict=True), start=1):
+        everybody = [record for site in period.test for record in site]
+        for site, records in enumerate((everybody, *period.test)):
+            if records:
+                found.append(Seen(after, number, site, learner.scores(vector, learner.tensors(records))))
+    return found
 
 
 class Life:
@@ -206,10 +114,10 @@ class Life:
         self._learner, self._way, self._rng, self._ledgers = learner, way, rng, tuple(ledgers)
         self._first: Vector = learner.initial()
         self._vectors: list[Vector] = []
-        self._memories: dict[int, Memory] = {}
-        self._ewc: Consolidation | None = None
+        self._memories: dict[int, Memory[Record]] = {}
+        self._importance: Vector | None = None
         if way.method == "ewc":
-            self._ewc = Consolidation.begin(learner.manifest, way.strength, way.private)
+            refuse(learner.manifest)
 
     @property
     def periods(self) -> int:
@@ -233,22 +141,29 @@ class Life:
                     do="let the site sit the period out, or choose another seed or a larger alpha",
                     code="E514",
                 )
-        manifest = period_manifest(self._learner.manifest, number, period.name)
+        past, strength = self._past(), Decimal(self._way.strength) if self._way.method == "ewc" else None
+        manifest = period_manifest(self._learner.manifest, number, period.name, past, strength)
         self._admit(manifest)
         learner = replace(self._learner, manifest=manifest)
         sites = [(*own, *self._kept(site)) for site, own in enumerate(period.train)]
-        start = self._first if self._way.method == "adapter-per-period" else self._latest
+        start = self._first if past is None else past.start
+        held = manifest.training.consolidation
+        tally = None if held is None else Tally(manifest, self._way.private)
+        pull = Pull(start, self._importance) if held and held.importance and self._importance is not None else None
         tensors = tuple(learner.tensors(site) for site in sites)
         rounds = iter(range(1, manifest.training.rounds + 1))
 
         def step(model: Model, total: NDArray[np.int64], count: int, plan: Manifest) -> Model:
-            self._charge(manifest, next(rounds))  # before anybody sees the sum
-            return (next_model if self._ewc is None else self._ewc.step)(model, total, count, plan)
+            round_ = next(rounds)
+            self._charge(manifest, round_)  # before anybody sees the sum
+            if tally is not None:
+                tally.add((round_, 0), total, count)
+            return next_model(model, total, count, plan, pull)
 
         federation = Federation(learner, tensors, initial_model(start, manifest), learner.personal(), step)
         model = federation.federated(self._rng, self._way.private)
-        if self._ewc is not None:
-            self._ewc.end_period(model)
+        if tally is not None:
+            self._importance = tally.importance(self._importance)
         for site, own in enumerate(period.train):
             if self._way.method == "replay":
                 memory = self._memories.setdefault(site, Memory(self._way.replay, self._rng))
@@ -257,15 +172,13 @@ class Life:
 
     def scores(self, periods: Sequence[Period]) -> list[Seen]:
         """The model as it is now on every period's test records: of all sites, and of each that has some."""
-        found = []
-        for number, period in enumerate(periods, start=1):
-            vector = self._vector_for(number)
-            everybody = [record for site in period.test for record in site]
-            for site, records in enumerate((everybody, *period.test)):
-                if records:
-                    scores = self._learner.scores(vector, self._learner.tensors(records))
-                    found.append(Seen(self.periods, number, site, scores))
-        return found
+        return judged(self._learner, [self._vector_for(k + 1) for k in range(len(periods))], periods, self.periods)
+
+    def _past(self) -> Past | None:
+        """What the next period takes over."""
+        if not self._vectors or self._way.method == "adapter-per-period":
+            return None
+        return Past(self._latest, self._importance)
 
     @property
     def _latest(self) -> Vector:

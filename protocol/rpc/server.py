@@ -78,6 +78,7 @@ class AggregationServer:
         self._presence = Presence(peers, time.monotonic)
         self._outboxes = {client: Outbox() for client in peers}
         self._blobs: OrderedDict[bytes, bytes] = OrderedDict()
+        self._offered: dict[bytes, bytes] = {}
         self._running: RunningAttempt | None = None
         self._ended: RunningAttempt | None = None  # until it is settled
         self._log: AttemptLog | None = None
@@ -194,6 +195,10 @@ class AggregationServer:
         while len(self._blobs) > limits.MAX_BLOBS:
             self._blobs.popitem(last=False)
 
+    def offer(self, digest: bytes, blob: bytes) -> None:
+        """Offer what clients may ask for during the whole task."""
+        self._offered[digest] = blob
+
     def broadcast(self, message: ServerMessage) -> None:
         """To every client of the roster, whatever attempt it is in. `Finished` also reaches later processes."""
         frame = encode_server(message)
@@ -293,7 +298,7 @@ class AggregationServer:
 
     def blob(self, digest: bytes) -> bytes | None:
         """See `Desk`."""
-        return self._blobs.get(digest)
+        return self._offered.get(digest) or self._blobs.get(digest)
 
     def failed(self, error: Exception) -> None:
         """See `Desk`. The running attempt ends with this error."""

@@ -21,7 +21,7 @@ from dp.report import build_report
 from ffm.client_run import STATEMENT_KIND, round_charge, statement_body
 from ffm.joining import REQUEST_KIND, JoinRequest, verify_request
 from ffm.report_files import Documents, gather
-from ffm.server_run import RunState
+from ffm.run_folder import RunState
 from protocol import manifest, roster, signed
 from protocol.errors import DocumentError, ProtocolError
 from protocol.messages import Statement

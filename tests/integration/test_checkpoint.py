@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 from consortium import Consortium, server_run, together
 from test_attempts import QUICKLY, finished
-from wire import Hub, federation
+from wire import Federation, Hub, federation
 
-from ffm import server_run as module
+from ffm import run_folder as module
 from ffm.published_sum import sum_bytes
-from ffm.server_run import MODEL, NEXT_MODEL, STATE, SUM, RoundFacts
+from ffm.run_folder import MODEL, NEXT_MODEL, STATE, SUM, RoundFacts
 from ffm.step import model_bytes
 from protocol.errors import ProtocolError
 
 N = 4
 F = federation(N, training__rounds=1)
+TALLIED = federation(N, training__rounds=1, training__optimizer="sgd", training__consolidation={"strength": "0"})
+SQUARES = "squares-1-0.safetensors"
 ZERO = np.zeros(F.manifest.adapter.size, dtype=np.float32)
 
 
@@ -38,8 +40,12 @@ def times_apart(facts: RoundFacts) -> dict[str, Any]:
     return {key: value for key, value in asdict(facts).items() if key not in ("started", "ended")}
 
 
-def test_a_kill_between_any_two_writes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("f", [F, TALLIED], ids=["plain", "tallied"])
+def test_a_kill_between_any_two_writes_changes_nothing(
+    f: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, kills = tmp_path / "real", []
+    squares = [SQUARES] if f is TALLIED else []
     write, rename = module.write_atomic, os.replace
 
     def snapshot(name: str) -> None:
@@ -58,7 +64,7 @@ def test_a_kill_between_any_two_writes_changes_nothing(tmp_path: Path, monkeypat
             snapshot("after the renaming")
 
     async def main() -> Consortium:
-        async with Hub(F, folder) as hub:
+        async with Hub(f, folder) as hub:
             return await together(hub, finished, QUICKLY)
 
     with monkeypatch.context() as patched:
@@ -66,20 +72,21 @@ def test_a_kill_between_any_two_writes_changes_nothing(tmp_path: Path, monkeypat
         patched.setattr(module.os, "replace", renamed)
         real = asyncio.run(main())
     expected, model = real.run.state.rounds[0], (folder / "run" / MODEL).read_bytes()
-    wanted = [f"before {STATE}", f"before {SUM}", f"before {NEXT_MODEL}", f"before {STATE}"]
+    wanted = [f"before {name}" for name in (STATE, SUM, *squares, NEXT_MODEL, STATE)]
     assert [*wanted, "before the renaming", "after the renaming"] == kills and expected.status == "released"
 
     async def again(number: int) -> None:
-        async with Hub(F, tmp_path / f"kill-{number}", bound=False) as hub:
+        async with Hub(f, tmp_path / f"kill-{number}", bound=False) as hub:
             run = server_run(hub, QUICKLY)
             resumed = await run.restore(ZERO)
             await hub.bind()
-            assert resumed == (2 <= number <= 4), kills[number - 1]
+            assert resumed == (2 <= number <= len(wanted)), kills[number - 1]
             assert model_bytes(await run.run(ZERO)) == model
             assert [times_apart(facts) for facts in run.state.rounds] == [times_apart(expected)]
             assert hub.journal.ledger.seq == 1
             names = sorted(path.name for path in (hub.folder / "run").iterdir())
-            assert names == sorted([MODEL, STATE, SUM])
+            assert names == sorted([MODEL, STATE, SUM, *squares])
+            assert np.array_equal(run.importance, real.run.importance) if squares else run.importance is None
             assert not list((hub.folder / "spool").iterdir())
             assert not list((hub.folder / "server").glob("*-attempt-*"))
 
@@ -120,6 +127,21 @@ def test_a_run_folder_with_another_model_is_refused(tmp_path: Path) -> None:
         async with Hub(F, tmp_path, bound=False) as hub:
             with pytest.raises(ProtocolError) as caught:
                 await server_run(hub, QUICKLY).run(ZERO)
+            assert caught.value.code == "E422"
+
+    asyncio.run(main())
+
+
+def test_a_run_folder_that_lost_its_squares_is_refused(tmp_path: Path) -> None:
+    """Importance would be that of fewer sums than the report names."""
+
+    async def main() -> None:
+        async with Hub(TALLIED, tmp_path) as hub:
+            done = await together(hub, finished, QUICKLY)
+            assert done.run.importance is not None and done.run.importance.any()
+            (tmp_path / "run" / SQUARES).unlink()
+            with pytest.raises(ProtocolError) as caught:
+                server_run(hub, QUICKLY)
             assert caught.value.code == "E422"
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from vectors import attempts, frames, he, noise_shares, primitives, refusals, second_lock  # noqa: E402
+from vectors import attempts, frames, he, noise_shares, primitives, refusals, second_lock, server_step  # noqa: E402
 
 from secagg.types import Phase  # noqa: E402
 
@@ -37,6 +37,7 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "roots": primitives.roots,
     "commitments": primitives.commitments,
     "noise_shares": noise_shares.noise_in_shares,
+    "server_step": server_step.server_steps,
     "bad_frame": frames.bad_frames,
     "he": he.parameters,
     "bad_he_params": he.bad_parameters,
