@@ -101,7 +101,8 @@ def test_a_server_that_judges_is_killed_and_ends_the_task_where_it_would_have(
 
     server = Process("server", consortium.server, "--run", run, *rule)
     started.append(server)
-    assert server.ended() == 0 and [client.ended() for client in clients.values()] == [0] * 4
+    assert server.ended() == 0, server.stderr
+    assert [client.ended() for client in clients.values()] == [0] * 4
     after = [e for e in server.events if e.get("event") == "validated"]
     assert [e["round"] for e in after] == [2]
     assert [(e["round"], e["rounds"]) for e in server.events if e.get("event") == "plateau"] == [(2, 3)]
