@@ -154,7 +154,8 @@ def _what(settings: TaskSettings) -> str:
         f"δ = {p.delta}, record, add/remove) {private}. "
         f"Accuracy over 18 chapters. '{COMMON}': the common model on each hospital's own test records, in the mean; "
         f"'{OWN}': with what each hospital kept; what is personal is at its start in the common model. "
-        f"'shared', 'personal': trained values. '{ERROR}': ‖mean(B A) − mean(B) mean(A)‖ relative to ‖mean(B A)‖ in the last round; 'exact': under summation."
+        f"'shared', 'personal': trained values. '{ERROR}': ‖mean(B A) − mean(B) mean(A)‖ relative to "
+        "‖mean(B A)‖ in the last round; 'exact': under summation."
     )
 
 
