@@ -153,8 +153,9 @@ def _what(settings: TaskSettings) -> str:
         f"{settings.data.sentence()}. BERT-tiny. Without DP {plain}. With DP ({p.protocol}, ε = {p.epsilon} at "
         f"δ = {p.delta}, record, add/remove) {private}. "
         f"Accuracy over 18 chapters. '{COMMON}': the common model on each hospital's own test records, in the mean; "
-        f"'{OWN}': with what each hospital kept; what is personal is at its start in the common model. '{ERROR}': "
-        "‖mean(B A) − mean(B) mean(A)‖ relative to ‖mean(B A)‖ in the last round; 'exact': under summation."
+        f"'{OWN}': with what each hospital kept; what is personal is at its start in the common model. "
+        f"'shared', 'personal': trained values. '{ERROR}': ‖mean(B A) − mean(B) mean(A)‖ relative to "
+        "‖mean(B A)‖ in the last round; 'exact': under summation."
     )
 
 
