@@ -198,7 +198,7 @@ def test_an_upload_over_a_line_that_breaks_again_and_again_costs_less_than_two(t
         async with Hub(big, tmp_path) as hub, Line(hub.port, cuts) as line:
             shaky = Site(hub, ClientId(1), values[ClientId(1)], port=line.port, rate_limit=20_000_000)
             async with running(shaky, *(Site(hub, c, values[c]) for c in big.roster.ids[1:])):
-                outcome = await hub.run(Deadlines(grace=5.0))
+                outcome = await hub.run(Deadlines(grace=20.0))  # a loaded machine is not what breaks here
             assert isinstance(outcome, Released) and outcome.masked == (1, 2, 3, 4)
             assert (outcome.total == 10).all()
             assert line.cuts == len(cuts) and params.num_chunks > 40
