@@ -4,7 +4,6 @@ of it: it is a site's own choice which of its records it trains on, and all of t
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,6 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from dp.sampling import Csprng, poisson_sample
 from ffm.errors import DataError
+from protocol.rpc.keyfiles import replace_private
 
 R = TypeVar("R")
 Line = tuple[str, ...]
@@ -88,9 +88,9 @@ def arrive(state: Path, records: Path, new: Path, share: Fraction, rng: Csprng) 
     if running[0] != header:
         raise DataError(
             "the new records have other columns than those before",
-            found=", ".join(header),
-            expected=", ".join(running[0]),
-            do="bring them into the same form",
+            found=f"{len(header)} columns",  # never their names: in a file without a header they are a record
+            expected=f"the {len(running[0])} columns of the period before, in their order",
+            do="bring them into the same form, the header included",
             code="E512",
         )
     if running[1] != lines:  # else it is here already
@@ -131,12 +131,6 @@ def _read(path: Path) -> tuple[Line, tuple[Line, ...]]:
 
 
 def _write(path: Path, header: Line, lines: Sequence[Line]) -> None:
-    """For the site alone; whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([header, *lines])
-    fresh = path.with_name(path.name + ".new")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline="") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    replace_private(path, text.getvalue().encode())

@@ -10,7 +10,6 @@ train, charge, keep, upload. A client that is killed in between goes on from wha
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -23,7 +22,7 @@ from safetensors.numpy import load, save
 from ffm.adapters import Vector
 from ffm.errors import AdapterError
 from protocol.manifest import Manifest, TensorSpec
-from protocol.rpc.keyfiles import PRIVATE, read_private, write_new
+from protocol.rpc.keyfiles import read_private, replace_private
 
 
 @dataclass(slots=True)
@@ -58,10 +57,7 @@ class PersonalState:
 def _write(path: Path, manifest: Manifest, vector: Vector) -> None:
     """Whole or not at all: a site that is killed half-way has the old file."""
     tensors = {t.name: part.reshape(t.shape) for t, part in _cut(vector, manifest.adapter.personal)}
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    write_new(new, save(tensors, {"manifest": manifest.digest().hex()}), PRIVATE)
-    os.replace(new, path)
+    replace_private(path, save(tensors, {"manifest": manifest.digest().hex()}))
 
 
 def _cut(vector: Vector, tensors: Sequence[TensorSpec]) -> list[tuple[TensorSpec, Vector]]:

@@ -2,10 +2,12 @@
 
 | file | what |
 |---|---|
+| `manifest.json`, `.sig` | what the owner signed |
 | `model.f32` | the model after the last attempt; with FedAdam or FedYogi its moments behind it |
 | `sum.i32` | the last released sum |
 | `state.json` | what the report says about each attempt |
 | `squares-R-A.safetensors` | where the manifest has them tallied: squares of the sums up to attempt A of round R |
+| `importance.f32` | the same, at the end: what the next task must not forget (`ffm.consolidation`) |
 """
 
 import json
@@ -15,14 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ffm.consolidation import Tally
-from ffm.step import Model, model_bytes
+from ffm.step import Model, floats, model_bytes
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
 
 MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class RunFolder:
         for path in (written, self.path / NEXT_MODEL):
             if not path.exists():
                 continue
-            model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
+            model = floats(path.read_bytes())
             if expected in (None, self._manifest.model_digest(model_bytes(model)).hex()):
                 if path != written:  # killed between the facts and the renaming
                     os.replace(path, written)

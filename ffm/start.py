@@ -13,18 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
 from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, write_report
 from ffm.round_update import Trainer
-from ffm.run_folder import write_atomic
+from ffm.run_folder import MANIFEST, write_atomic
 from ffm.server_run import ServerRun
-from ffm.site import MANIFEST, SIGNATURE, Site
-from ffm.step import Model, Pull, initial_model, model_bytes, parameters_of
+from ffm.site import SIGNATURE, Site
+from ffm.step import Model, Pull, floats, initial_model, model_bytes, parameters_of
 from ffm.succession import fetch, find, pinned, pull_of
 from ffm.training_process import TrainingProcess
 from ffm.validation import Judge, Validation
@@ -351,7 +349,7 @@ def _initial(site: Site) -> Model:
         return find(site.folder, site.manifest.adapter.start, site.manifest.adapter.size)
     path = private_state(site) / f"initial-{site.manifest.digest().hex()[:16]}.f32"  # the next manifest has another
     if path.exists():
-        model = np.frombuffer(path.read_bytes(), dtype="<f4").astype(np.float32)
+        model = floats(path.read_bytes())
         if len(model) == site.manifest.adapter.size:
             return model
     initial: Model = _learner(site).initial()

@@ -40,6 +40,11 @@ def model_bytes(model: Model) -> bytes:
     return model.astype("<f4", copy=False).tobytes()
 
 
+def floats(data: bytes) -> Model:
+    """The values of little-endian float32 bytes; an incomplete last one is left out, so that a count can tell."""
+    return np.frombuffer(data[: len(data) // 4 * 4], dtype="<f4").astype(np.float32)
+
+
 def model_from_bytes(data: bytes, manifest: Manifest, expected_digest: bytes) -> Model:
     """A model as received; its digest is checked first, then length and finiteness."""
     if manifest.model_digest(data) != expected_digest:

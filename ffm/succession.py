@@ -15,13 +15,11 @@ import numpy as np
 
 from ffm.consolidation import IMPORTANCE, refuse, strength_of
 from ffm.errors import TaskError
-from ffm.run_folder import MODEL
-from ffm.step import Model, Pull, vector_digest
+from ffm.run_folder import MANIFEST, MODEL
+from ffm.step import Model, Pull, floats, vector_digest
 from protocol.errors import DocumentError, RemoteProtocolError
 from protocol.manifest import ConsolidationSpec, Manifest
 from protocol.roster import parse_model
-
-MANIFEST = "manifest.json"  # in a run folder
 
 Download = Callable[[bytes, int], Awaitable[bytes]]
 
@@ -38,8 +36,8 @@ def left_by(run: Path) -> tuple[Manifest, Past]:
     """What the run in this folder leaves. Raises TaskError E534 where it is no finished run."""
     try:
         manifest = parse_model(Manifest, MANIFEST, (run / MANIFEST).read_bytes())
-        start = _floats((run / MODEL).read_bytes())[: manifest.adapter.size]
-        importance = _floats((run / IMPORTANCE).read_bytes()) if (run / IMPORTANCE).exists() else None
+        start = floats((run / MODEL).read_bytes())[: manifest.adapter.size]
+        importance = floats((run / IMPORTANCE).read_bytes()) if (run / IMPORTANCE).exists() else None
     except (OSError, DocumentError) as error:
         raise TaskError(
             "there is no run to go on from",
@@ -60,7 +58,7 @@ def continued(manifest: Manifest, past: Past | None, strength: Decimal | None) -
         strength: Of consolidation, relative (`strength_of`); None: without it.
 
     Raises:
-        TaskError: E533, sums that EWC cannot read.
+        TaskError: E533, sums that EWC cannot read; E534, a past that tallied nothing, of which nothing can be held.
     """
     body: dict[str, Any] = manifest.model_dump()
     if past is not None:
@@ -68,7 +66,15 @@ def continued(manifest: Manifest, past: Past | None, strength: Decimal | None) -
     if strength is not None:
         refuse(manifest)
         held = ConsolidationSpec(strength="0")
-        if past is not None and past.importance is not None:
+        if past is not None:
+            if past.importance is None:
+                raise TaskError(
+                    "nobody tallied what mattered in the task that this one continues",
+                    found=f"no {IMPORTANCE} in its run folder",
+                    expected="a finished run whose manifest had consolidation, too",
+                    do="leave consolidation away in this task, or continue another run",
+                    code="E534",
+                )
             absolute = strength_of(strength, past.importance)
             if absolute != "0":
                 held = ConsolidationSpec(strength=absolute, importance=vector_digest(past.importance))
@@ -112,7 +118,7 @@ def find(folder: Path, digest: str, size: int) -> Model:
     """The vector with this digest, of `size` values: from the run folders of the server of `folder`, or from a file
     `DIGEST.f32` in its own folder. Raises DocumentError E358."""
     for path in _candidates(folder, digest):
-        vector = _floats(path.read_bytes())[:size] if path.is_file() else np.zeros(0, dtype=np.float32)
+        vector = floats(path.read_bytes())[:size] if path.is_file() else np.zeros(0, dtype=np.float32)
         if vector_digest(vector) == digest:
             return vector
     raise DocumentError(
@@ -153,7 +159,7 @@ async def fetch(manifest: Manifest, download: Download, seeded: Model) -> tuple[
 
 
 async def _vector(manifest: Manifest, download: Download, digest: str) -> Model:
-    vector = _floats(await download(bytes.fromhex(digest), 4 * manifest.adapter.size))
+    vector = floats(await download(bytes.fromhex(digest), 4 * manifest.adapter.size))
     if vector_digest(vector) != digest or len(vector) != manifest.adapter.size or not np.isfinite(vector).all():
         raise RemoteProtocolError(
             "the server sends another vector than the owner pinned",
@@ -170,7 +176,3 @@ def pull_of(start: Model, importance: Model) -> Pull:
     if importance.min() < 0:
         raise RemoteProtocolError("an importance below zero", expected="squares", code="E437")
     return Pull(start, importance)
-
-
-def _floats(data: bytes) -> Model:
-    return np.frombuffer(data[: len(data) // 4 * 4], dtype="<f4").astype(np.float32)

@@ -22,6 +22,7 @@ from ffm import frames
 from ffm.errors import TrainingProcessError
 from ffm.local_setup import LocalSetup
 from ffm.round_update import Update
+from ffm.step import floats
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 
@@ -103,7 +104,7 @@ class TrainingProcess:
         document = parse_model(Manifest, "manifest", manifest)
         self._integers = document.vector_length if document.noise_in_shares else 0
         header, body = await self._request({"op": "load", **setup.header()}, manifest)
-        initial = np.frombuffer(body, dtype="<f4").astype(np.float32)
+        initial = floats(body)
         return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
 
     async def train(self, round: int, vector: npt.NDArray[np.float32]) -> Update:
@@ -125,7 +126,7 @@ class TrainingProcess:
             )
         if self._integers:
             return np.frombuffer(body, dtype="<i8").astype(np.int64)
-        return np.frombuffer(body, dtype="<f4").astype(np.float32)
+        return floats(body)
 
     async def keep(self, round: int) -> None:
         """The round's training is paid for: what it made of the personal tensors is kept. Raises as `train`."""

@@ -103,6 +103,7 @@ def test_files_that_are_none_change_nothing(site: Site) -> None:
         with pytest.raises(DataError) as refused:
             arrive(site.state, site.records, path, Fraction(1, 4), Csprng(bytes(32)))
         assert refused.value.code == code and site.records.read_bytes() == before
+        assert "diagnosis" not in str(refused.value)  # a file without a header has a record in its place
     broken = site.folder / "broken.csv"
     broken.write_bytes(b"text,label\n\xff\xfe,x\n")
     with pytest.raises(DataError, match="cannot be read"):

@@ -180,7 +180,7 @@ def test_a_half_written_state_is_the_old_one(
 
     client.train(2)
     with monkeypatch.context() as patch:
-        patch.setattr("ffm.personal.os.replace", killed)
+        patch.setattr("protocol.rpc.keyfiles.os.replace", killed)
         with pytest.raises(OSError, match="killed"):
             client.ask({"op": "keep", "round": 2})
     assert setup.personal.read_bytes() == before

@@ -65,6 +65,13 @@ def test_what_is_taken_over_is_pinned() -> None:
     assert len({m.digest() for m in (plain(), first, second, later(None), later("9"))}) == 5
 
 
+def test_nothing_is_held_silently_of_a_task_that_tallied_nothing() -> None:
+    with pytest.raises(TaskError, match="nobody tallied") as refused:
+        continued(plain(), Past(START), Decimal(10))
+    assert refused.value.code == "E534"
+    assert continued(plain(), Past(START), None).adapter.start == vector_digest(START)
+
+
 @pytest.mark.parametrize(
     ("adapter", "consolidation", "why"),
     [

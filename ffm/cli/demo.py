@@ -2,26 +2,24 @@
 
 import json
 import time
-import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from dp.report import MethodResult
 from dp.report_facts import Method
 from ffm.baselines import Bench, Comparison
-from ffm.cli.output import Format, Output, describe
+from ffm.cli.output import Format, Output, describe, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.demo import VICTIM, Layout, Play, prepare
 from ffm.report_files import gather, write_report
-from ffm.run_folder import load_state, write_atomic
+from ffm.run_folder import MODEL, load_state, write_atomic
 from ffm.site import load_site
 from ffm.start import documents_of, load_statements, new_run_id
-from ffm.step import Model
+from ffm.step import Model, floats
 from ffm.task import example_settings, load_settings, with_assurance
 from ffm.tasks.finetune import accuracy, macro_f1
 
@@ -38,9 +36,7 @@ def hospital(
     chosen: tuple[str, str | None], folder: Path, device: str, settings_path: Path | None, out: Output
 ) -> None:
     """Run the whole example and print its table. `chosen`: model, and the assurance if not that of the settings."""
-    # Two true remarks of torch and transformers about what is intended here; `warnings` is not safe in threads.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    quiet_libraries()
     began = time.monotonic()
     model, assurance = chosen
     settings = load_settings(settings_path or example_settings("hospital"))
@@ -129,7 +125,7 @@ def _finish(layout: Layout, rows: list[tuple[MethodResult, Comparison]]) -> dict
 
 def model_of(layout: Layout) -> Model:
     """The last model of the run."""
-    return np.frombuffer((layout.run / "model.f32").read_bytes(), dtype="<f4").astype(np.float32)
+    return floats((layout.run / MODEL).read_bytes())
 
 
 def _print(

@@ -1,7 +1,6 @@
 """`secagg demo continual`: five hospitals whose diagnoses arrive in periods; every period is a signed task."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,7 +13,7 @@ from rich.table import Table
 from dp.sampling import Csprng
 from ffm.chain import next_link
 from ffm.cli.demo import model_of, show
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.cli.spent import spent_at
 from ffm.data import write_records
@@ -40,7 +39,7 @@ def continual(
     chosen: tuple[str, int | None], folder: Path, device: str, settings_path: Path | None, out: Output
 ) -> None:
     """Play a life over the wire. `chosen`: the way to live, and rounds of a period."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    quiet_libraries()
     began, way = time.monotonic(), Way(chosen[0])
     settings, name = _shorter(settings_path, chosen[1] or _ROUNDS)
     periods = stream(settings)
@@ -52,7 +51,7 @@ def continual(
     seen: list[Seen] = []
     for number, period in enumerate(periods, start=1):
         layout = _begin((settings, name), way, (number, period), target, layout)
-        for line in _arrivals(layout, target / f"arrived-{number}", way):
+        for line in _arrivals(layout, way):
             out.say(line)
         out.say(f"period {number}, {period.name}: {layout.manifest.training.rounds} rounds; starting processes")
         victim = VICTIM if number == 1 else None
@@ -86,7 +85,9 @@ def _begin(
     manifest = period_manifest(build_manifest(*plan), number, period.name, past, strength)
     run, local = target / f"period-{number}", local_settings(*plan)
     files = _write(target / f"arrived-{number}", period)
-    return found(run, files, manifest, local) if last is None else next_link(last, run, manifest, local)
+    if last is None:
+        return found(run, files, manifest, local)
+    return next_link(last, run, manifest, local, files.sites)
 
 
 def _write(folder: Path, period: Period) -> Written:
@@ -98,15 +99,13 @@ def _write(folder: Path, period: Period) -> Written:
     return Written(sites, folder / "test.csv")
 
 
-def _arrivals(layout: Layout, folder: Path, way: Way) -> list[str]:
-    """As `secagg arrive` does at each hospital."""
+def _arrivals(layout: Layout, way: Way) -> list[str]:
+    """As `secagg arrive` does at each hospital, with what was handed out with the documents."""
     share = way.replay if way.method == "replay" else Fraction(0)
     lines = []
     for name, path in layout.consortium.clients.items():
-        site, new = load_site(path), folder / f"{name}.csv"
-        came = arrive(  # the first period's records were handed out with the documents
-            private_state(site), site.data, new if new.exists() else site.data, share, Csprng.from_os()
-        )
+        site = load_site(path)
+        came = arrive(private_state(site), site.data, site.data, share, Csprng.from_os())
         lines.append(f"{name}: {came.arrived} records arrived, {came.kept} of earlier periods stay")
     return lines
 

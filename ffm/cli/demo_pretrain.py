@@ -7,7 +7,6 @@ phase when the loss on public validation text has stopped falling.
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from dp.report_figures import order
 from dp.sampling import Csprng
 from ffm.chain import next_link
 from ffm.cli.demo import model_of, show
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.cli.spent import spent_at
 from ffm.data import write_records
@@ -92,8 +91,7 @@ class Wire:
 
 def run(settings_path: Path | None, folder: Path, device: str, out: Output) -> None:
     """Play all phases; perplexities and ε are printed as they fall."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    quiet_libraries()
     began = time.monotonic()
     settings = load_settings(settings_path or example_settings("hospital").with_name("pretrain-demo.toml"))
     folder = folder / new_run_id(datetime.now(UTC))
@@ -159,11 +157,11 @@ def _end(results: Sequence[PhaseResult], wire: Wire, seconds: float, out: Output
         "site": None if spent is None else str(spent[0]),
         "seconds": round(seconds),
     }
-    cost, look = "without DP", tuple[str, ...]()
+    cost, look = "without DP", []
     if spent is not None:
         whose = f"by the ledger of {spent[0].name}, which has spent most"
         cost = f"ε = {spent[1]} of {privacy.epsilon} at δ = {privacy.delta}, {whose}"
-        look = (f"next: secagg privacy spent {spent[0]}",)
+        look = [f"next: secagg privacy spent {spent[0]}"]
     rows = [
         f"all phases together: {cost}",
         f"held-out perplexity {results[0].before.held_out:.1f} -> {last.after.held_out:.1f}",

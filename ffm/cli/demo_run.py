@@ -1,7 +1,6 @@
 """`secagg demo run SETTINGS`: any task, also one of the consortium's own, judged by the task's own scores."""
 
 import time
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from dp.sampling import Csprng
 from ffm.cli.demo import model_of, show
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.demo import Layout, Play, prepare
 from ffm.federation import Federation
@@ -20,8 +19,7 @@ from ffm.tasks import Scores
 
 def run(settings_path: Path, model: str | None, folder: Path, device: str, out: Output) -> None:
     """Play the federation, then judge it beside the same one without DP and each site alone."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    quiet_libraries()
     began = time.monotonic()
     settings = load_settings(settings_path)
     target = folder / new_run_id(datetime.now(UTC))

@@ -1,7 +1,6 @@
 """`secagg demo heart`, `secagg demo bank`: a table's sites under protocol R2, beside all that one would try instead."""
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from dp.report import MethodResult
 from ffm.cli.demo import model_of, show
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.demo import Layout, Play, prepare
 from ffm.errors import DataError
@@ -33,8 +32,7 @@ def run(chosen: tuple[str, Path | None], folder: Path, device: str, seeds: int, 
 
     `chosen`: the example, and other settings than its own.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    quiet_libraries()
     began = time.monotonic()
     example, settings_path = chosen
     settings = load_settings(settings_path or example_settings(example))

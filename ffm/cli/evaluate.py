@@ -1,12 +1,11 @@
 """`secagg evaluate`: one task's table, as text, JSON and a page."""
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ffm.cli.output import Format, Output
+from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.errors import TaskError
 from ffm.evaluate import adapters, continual, finetune, pretrain, sections
 from ffm.evaluate.arms import Say
@@ -28,8 +27,7 @@ STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
 
 def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: Output) -> None:
     """Run and print; with `out_folder` also TASK.json, TASK.md and TASK.html there."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    quiet_libraries()
     if task not in STUDIES:
         raise TaskError("no such evaluation", found=task, expected=" or ".join(STUDIES), code="E531")
     run, example = STUDIES[task]

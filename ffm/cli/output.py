@@ -3,6 +3,7 @@
 import enum
 import json
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -58,6 +59,12 @@ class Output:
             print(json.dumps(value), flush=True)
         else:
             Console(soft_wrap=True, highlight=False).print(lines)
+
+
+def quiet_libraries() -> None:
+    """Silence two true remarks of torch and transformers about what is intended here; before any thread is started."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
 def describe(event: dict[str, Any]) -> str:

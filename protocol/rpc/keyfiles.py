@@ -83,9 +83,18 @@ def replace_public(path: Path, data: bytes) -> None:
     Raises:
         DocumentError: E319 if it cannot be written.
     """
+    _replace(path, data, PUBLIC)
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """As `replace_public`, for what nobody else on this machine may read."""
+    _replace(path, data, PRIVATE)
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
-    write_new(new, data)
+    write_new(new, data, mode)
     os.replace(new, path)
 
 
