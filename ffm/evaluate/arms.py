@@ -19,7 +19,7 @@ from ffm.step import Model
 from ffm.task import TaskSettings, build_manifest
 from protocol.manifest import Manifest, TrainingSpec
 
-_TRAIN_SAMPLE = 600  # records of all sites together on which the training score is taken
+_TRAIN_SAMPLE = 600  # records of all sites together for the training score, at most: else as many as are held out
 _LEAST = 10  # held-out records of a site for a score of its own
 
 Say = Callable[[str], None]
@@ -80,7 +80,7 @@ class Arms:
         learner = Learner.load(manifest, locate(settings.model(model).base_model))
         federation = Federation.of(learner, list(split.sites.values()))
         tests = {name: learner.tensors(records) for name, records in split.tests.items() if len(records) >= _LEAST}
-        each = max(1, _TRAIN_SAMPLE // len(split.sites))
+        each = max(1, min(_TRAIN_SAMPLE, len(split.test)) // len(split.sites))
         trained = tuple(learner.tensors(records[:each]) for records in split.sites.values())
         return cls(federation, split, tuple(split.sites), learner.tensors(split.test), tests, trained, seed)
 

@@ -102,8 +102,8 @@ class _LanguageModel(ABC):
         return losses.new_zeros(chosen.shape).masked_scatter(chosen, losses).sum(dim=1), chosen.sum(dim=1)
 
     def _places(self, test: Dataset) -> int:
-        """Logits that the head computes for one record are so many times the vocabulary."""
-        return int(test[IDS].shape[1])
+        """Logits that the head computes for one record are at most so many times the vocabulary."""
+        return int((test[LABELS] != IGNORED).sum(dim=1).amax().clamp_min(1))
 
     @abstractmethod
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -158,30 +158,9 @@ class MaskedLanguageModel(_LanguageModel):
         ids = torch.where(hidden, batch[MASK_TOKEN].unsqueeze(1).to(batch[IDS].dtype), batch[IDS])
         return {**batch, IDS: ids, LABELS: labels.masked_fill(~hidden, IGNORED)}
 
-    def _places(self, test: Dataset) -> int:
-        """Those of hidden tokens."""
-        return int((test[LABELS] != IGNORED).sum(dim=1).amax().clamp_min(1))
-
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of hidden tokens alone: the head, which is most of the work, need not see the others."""
-        labels = batch[LABELS]
-        hidden = labels != IGNORED
-        most = int(hidden.sum(dim=1).amax().clamp_min(1))
-        places = hidden.to(torch.int8).topk(most, dim=1).indices
-        tokens = labels.shape[1]
-
-        def choose(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            states = args[0]  # with those of a soft prompt before them
-            chosen = (places + states.shape[1] - tokens).unsqueeze(2)
-            return (states.gather(1, chosen.expand(-1, -1, states.shape[2])), *args[1:])
-
-        output: Any = model
-        hook = output.get_output_embeddings().register_forward_pre_hook(choose)
-        try:
-            logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits
-        finally:
-            hook.remove()
-        return logits, labels.gather(1, places)
+        """Of hidden tokens alone: the head is most of the work."""
+        return _chosen(model, batch, batch[LABELS])
 
 
 class CausalLanguageModel(_LanguageModel):
@@ -234,6 +213,32 @@ class InstructionTuning(CausalLanguageModel):
             ids = [*prompt, *response][: training.max_length]
             rows.append((ids, [IGNORED] * len(prompt) + ids[len(prompt) :]))
         return _padded(tokenizer, rows)
+
+    def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the response alone: most tokens are the prompt's, and the head is a fifth of a small model."""
+        return _chosen(model, batch, batch[LABELS][:, 1:])
+
+
+def _chosen(model: nn.Module, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels at the places of `labels` (records, tokens or one less) that are not IGNORED, and at as many
+    places of every record; the head sees no others."""
+    wanted = labels != IGNORED
+    most = int(wanted.sum(dim=1).amax().clamp_min(1))
+    places = wanted.to(torch.int8).topk(most, dim=1).indices
+    tokens = batch[IDS].shape[1]
+
+    def choose(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states = args[0]  # with those of a soft prompt before them
+        chosen = (places + states.shape[1] - tokens).unsqueeze(2)
+        return (states.gather(1, chosen.expand(-1, -1, states.shape[2])), *args[1:])
+
+    output: Any = model
+    hook = output.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits
+    finally:
+        hook.remove()
+    return logits, labels.gather(1, places)
 
 
 def _conversation(tokenizer: Any, record: Record) -> Row:
