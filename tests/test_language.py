@@ -115,6 +115,25 @@ def test_instruction_tuning_predicts_the_response_and_its_end_alone(llama: Path)
     assert torch.equal(dataset[LABELS][0][predicted], dataset[IDS][0][predicted])
 
 
+def test_the_head_answers_for_the_response_alone(llama: Path) -> None:
+    """Logits of as many tokens as the longest response has, and the losses that logits of all tokens give."""
+    task, model, tokenizer, _ = loaded("instruction-tuning", llama)
+    answers = [Record(text, "sign " * (1 + k)) for k, text in enumerate(TEXTS)]
+    batch = task.tensors(tokenizer, answers, training("instruction-tuning", 60))
+    logits = model(input_ids=batch[IDS], attention_mask=batch[MASK]).logits[:, :-1].log_softmax(-1)
+    labels = batch[LABELS][:, 1:]
+    response = labels != IGNORED
+    chosen = -logits.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2) * response
+    shapes = []
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
+    losses = task.losses(model, batch)
+    hook.remove()
+    assert torch.allclose(losses, chosen.sum(dim=1) / response.sum(dim=1), atol=1e-5)
+    assert len({int(count) for count in response.sum(dim=1)}) == len(TEXTS)
+    assert shapes == [(len(TEXTS), int(response.sum(dim=1).max()))]
+
+
 def test_without_a_chat_template_a_response_follows_on_a_new_line(llama: Path) -> None:
     task, _, tokenizer, how = loaded("instruction-tuning", llama)
     tokenizer.chat_template = None
