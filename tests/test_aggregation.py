@@ -142,6 +142,7 @@ def test_on_the_ring_two_clients_are_lost_in_every_phase() -> None:
     assert {len(m.shares) for m in sent} == {42}
 
 
+@pytest.mark.slow
 def test_on_the_ring_a_client_without_enough_neighbors_ends_the_attempt() -> None:
     """Its secrets could not be rebuilt: the server notices before anything is published."""
     probe = ring({3: Phase.SHARE_KEYS})

@@ -21,7 +21,7 @@ from secagg.signing import SigningKey
 from secagg.types import ClientId
 
 KEYS = {"benchmark", "what", "versions", "machine", "repetitions", "rows", "bars"}
-LONG = ("bank", "heart", "privacy", "training")  # models are loaded and trained, even in the quick form
+LONG = ("bank", "heart", "privacy", "training", "peers", "round", "scale")  # even in the quick form
 BENCHMARKS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
     for name in all_benchmarks.QUICK

@@ -18,7 +18,7 @@ from tests.simulation.schedule import Schedule, drawn, shrink, sparse, trimmed
 from tests.simulation.settings import Fault, draw
 from tests.simulation.world import play
 
-SCHEDULES = 300
+SCHEDULES = 200
 
 
 @pytest.fixture(scope="module")

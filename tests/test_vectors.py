@@ -6,7 +6,6 @@ Ours is called too, so that the vectors, this second reading and the code agree 
 import ast
 import hashlib
 import hmac
-import importlib.util
 import json
 import math
 import re
@@ -145,23 +144,6 @@ def ring_places(order: list[int], me: int, degree: int) -> dict[int, int]:
 
 def signed_by(public: bytes, signature: bytes, body: bytes) -> None:
     Ed25519PublicKey.from_public_bytes(public).verify(signature, body)  # raises if it is not
-
-
-# -- generated files are what the generator writes ---------------------------------------------------------------------
-
-
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("vector_generator", FOLDER / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_files_are_those_of_the_generator() -> None:
-    made = generator().rendered()
-    assert sorted(made) == NAMES
-    assert [name for name in NAMES if made[name] != (FOLDER / f"{name}.json").read_bytes()] == []
 
 
 # -- one operation each -----------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from ffm.tasks.pretrain import PhaseResult, Pretraining, play
 from ffm.validation import Validation
 from ffm.worker import LocalTraining
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -139,7 +141,6 @@ def test_every_federation_has_a_report_that_verifies_and_shows_what_came_before(
         before += rounds
 
 
-@pytest.mark.slow
 def test_the_demo_plays_a_chain_of_real_processes(tmp_path: Path) -> None:
     """`secagg demo pretrain` on few texts and a random model; reports and ε as the other commands have them."""
     base = save_tiny_masked_bert(tmp_path / "bert")

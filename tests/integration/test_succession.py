@@ -88,6 +88,7 @@ def texts(folder: Path) -> Mapping[str, Path]:
     return {name: folder / f"{name}.csv" for name in NAMES}
 
 
+@pytest.mark.slow
 def test_a_task_starts_from_the_last_one_and_holds_what_mattered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
