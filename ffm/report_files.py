@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 KIND = "application/vnd.secagg.report.v1+json"
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)  # JSON of another shape
-OWNER_FILE = "owner.pub.hex"
+REPORT, OWNER_FILE = "report.json", "owner.pub.hex"
 DISTRIBUTIONS = (
     "secagg-ffm",
     "cryptography",
@@ -137,7 +137,7 @@ def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: Ve
     Raises:
         ReportError: The report that was built does not verify: nothing is written.
     """
-    return _write(folder / "report.json", build_report(facts), server, owner)
+    return _write(folder / REPORT, build_report(facts), server, owner)
 
 
 def _write(path: Path, report: dict[str, Any], server: SigningKey, owner: VerifyKey) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
 from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
-from ffm.report_files import Documents, gather, write_report
+from ffm.report_files import REPORT, Documents, gather, write_report
 from ffm.round_update import Trainer
 from ffm.run_folder import MANIFEST, write_atomic
 from ffm.server_run import ServerRun
@@ -118,6 +118,7 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
+    attempts, kept = len(run.state.rounds), load_statements(run_folder)
     write_atomic(run_folder / MANIFEST, site.manifest.to_bytes())
     write_atomic(run_folder / (MANIFEST + SIGNATURE), site.manifest_signature)
     judge = _judge(site, options.validation, run_folder, on_event)
@@ -132,12 +133,14 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
-        statements = await run.finish(options.wait_statements_s)
+        # Clients whose statement is here already have ended: a server that is started once more hears of nobody.
+        statements = {**kept, **await run.finish(options.wait_statements_s)}
+        write_statements(run_folder, statements)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
         if run.importance is not None:
             write_atomic(run_folder / IMPORTANCE, model_bytes(run.importance))
-        write_statements(run_folder, statements)
-        if site.manifest.privacy.protocol != "none":
+        new = len(run.state.rounds) > attempts or statements != kept or not (run_folder / REPORT).exists()
+        if new and site.manifest.privacy.protocol != "none":  # else what was attached to the report would be lost
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
             await asyncio.to_thread(write_report, run_folder, facts, site.identity, site.owner)
     finally:
@@ -380,8 +383,8 @@ def write_statements(run: Path, statements: Mapping[ClientId, Statement]) -> Non
     folder = run / "statements"
     folder.mkdir(exist_ok=True)
     for client, statement in statements.items():
+        write_atomic(folder / f"{client}.json.sig", statement.signature)  # first: who is killed has no body without it
         write_atomic(folder / f"{client}.json", statement.body)
-        write_atomic(folder / f"{client}.json.sig", statement.signature)
 
 
 def load_statements(run: Path) -> dict[ClientId, Statement]:

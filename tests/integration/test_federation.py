@@ -116,6 +116,16 @@ def test_a_server_that_judges_is_killed_and_ends_the_task_where_it_would_have(
         with PrivacyLedger.open(book, silo=name, population=POPULATION) as ledger:
             assert sorted({charge.round for charge in ledger.charges()}) == [1, 2]
 
+    # Started once more when all is over and nobody is there: what the clients stated is not thrown away.
+    report = (run / "report.json").read_bytes()
+    stated = {path.name: path.read_bytes() for path in (run / "statements").iterdir()}
+    assert len(stated) == 8 and json.loads(report)["groups"][3]["headline"]["complete"]
+    again = Process("server", consortium.server, "--run", run, *rule, "--connect-seconds", "0.1")
+    started.append(again)
+    assert again.ended() == 0, again.stderr
+    assert {path.name: path.read_bytes() for path in (run / "statements").iterdir()} == stated
+    assert (run / "report.json").read_bytes() == report
+
 
 @pytest.mark.slow
 def test_a_site_without_budget_stays_out_and_the_others_go_on(tmp_path: Path, started: list[Process]) -> None:
