@@ -86,7 +86,9 @@ def _run_folder(state: Path, site: Site, wanted: Path | None) -> Path:
             code="E423",
         )
     others = (other for other in state.glob("run-*") if other != note and other.suffix != ".new")
-    if any(Path(other.read_text()) == target for other in others):
+    held = target / MANIFEST  # also that of another server, or of one whose notes are gone: it would be overwritten
+    foreign = held.exists() and held.read_bytes() != site.manifest.to_bytes()
+    if foreign or any(Path(other.read_text()) == target for other in others):
         raise DocumentError(
             "another task was begun in this run folder",
             found=target,

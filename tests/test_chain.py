@@ -104,6 +104,19 @@ def test_a_run_folder_is_of_one_manifest(trial: Trial) -> None:
     assert start._run_folder(state, second, None) == trial.second.run.resolve()
 
 
+def test_a_run_of_another_server_is_not_written_over(trial: Trial, tmp_path: Path) -> None:
+    """No note says so, only the manifest that lies in the folder."""
+    site, run = load_site(trial.second.consortium.server), tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_bytes(trial.first.manifest.to_bytes())
+    (tmp_path / "state").mkdir()
+    with pytest.raises(DocumentError, match="another task was begun") as refused:
+        start._run_folder(tmp_path / "state", site, run)
+    assert refused.value.code == "E423" and not list((tmp_path / "state").iterdir())
+    (run / "manifest.json").write_bytes(trial.second.manifest.to_bytes())
+    assert start._run_folder(tmp_path / "state", site, run) == run.resolve()
+
+
 def test_a_manifest_for_other_clients_is_refused_and_nothing_changes(trial: Trial, tmp_path: Path) -> None:
     made = settings(trial.bases[0], clients=5)
     with pytest.raises(DocumentError) as refused:
