@@ -44,6 +44,7 @@ from secagg.types import Phase
 log = logging.getLogger(__name__)
 
 STATEMENT_KIND = "application/vnd.secagg.statement.v1+json"
+NO_NUMBERS = "E504"  # code of a training whose result is NaN or infinite: a fact about the update, unlike a full memory
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -260,11 +261,16 @@ class ClientRun:
         update, joined = self._update, self._joined
         if update is None or update.training is None:
             return
-        trained, update.training = update.training.result(), None
+        # A withdrawal because of what came out tells something of it: pay for it as for the update itself.
+        try:
+            trained, update.training = update.training.result(), None
+        except SecAggError as error:
+            if error.code == NO_NUMBERS:
+                await self._pay(update.round, update.attempt)
+            raise
         try:
             update.values = await asyncio.to_thread(self._encode, trained)
         except SecAggError:
-            # That we withdraw now tells something of the update: pay for it as for the update itself.
             await self._charge(update, update.attempt)
             raise
         self.on_event({"event": "trained", "round": update.round})
@@ -345,12 +351,16 @@ class ClientRun:
 
     async def _charge(self, update: RoundUpdate, attempt: int) -> None:
         """Durably, before a byte of these values leaves; a further attempt that carries the same ones costs nothing."""
-        if self._setup.manifest.privacy.protocol != "none" and not update.charged:
-            charge = round_charge(self._setup.manifest, update.round, attempt)
-            await asyncio.to_thread(self._ledger.charge, charge)
-        if self._setup.manifest.adapter.personal and not update.charged:
+        if update.charged:
+            return
+        await self._pay(update.round, attempt)
+        if self._setup.manifest.adapter.personal:
             await self._training.keep(update.round)  # never before: what is not paid for must not live on
         update.charged = True
+
+    async def _pay(self, round_: int, attempt: int) -> None:
+        if self._setup.manifest.privacy.protocol != "none":
+            await asyncio.to_thread(self._ledger.charge, round_charge(self._setup.manifest, round_, attempt))
 
     def _pieces(self, words: Words, first: int) -> Iterator[bytes]:
         """Chunks of an upload from index `first` on."""

@@ -12,9 +12,11 @@ import pytest
 from consortium import Consortium, Scenario, server_run, together
 from wire import Hub, Site, federation, running
 
+from ffm.errors import TrainingProcessError
 from protocol.effects import Abort, Released
 from protocol.messages import ShareKeys, shares_body
 from protocol.rpc.limits import Deadlines
+from secagg.errors import SecAggError
 from secagg.transcript import merkle_root
 from secagg.types import ClientId, Phase
 
@@ -114,6 +116,27 @@ def test_personal_tensors_are_kept_when_they_are_paid_for_and_never_before(tmp_p
 
     personal = [{"name": "own", "shape": [50]}]
     play(federation(N, training__rounds=1, adapter__personal=personal), tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("wrong", "paid"), [("out of range", True), ("not finite", True), ("out of memory", False)])
+def test_a_withdrawal_over_what_came_out_of_a_training_is_paid_for(wrong: str, paid: bool, tmp_path: Path) -> None:
+    """It tells the server something of the update. What only tells of the machine costs nothing."""
+
+    async def train(round_: int, model: np.ndarray) -> np.ndarray:
+        if wrong != "out of range":
+            raise TrainingProcessError(wrong, code="E504" if wrong == "not finite" else "E523")
+        return np.full(len(model), 1e6, dtype=np.float32)
+
+    async def scenario(c: Consortium) -> None:
+        c.parties[4].drill.train = train  # type: ignore[method-assign]
+        await c.run.run(np.zeros(c.hub.federation.manifest.adapter.size, dtype=np.float32))
+        with pytest.raises(SecAggError, match=wrong):
+            await c.parties[4].task
+        assert c.parties[4].charges() == ([(1, 0)] if paid else []) and c.parties[4].drill.kept == []
+        assert c.parties[1].charges() == [(1, 0)]
+
+    c = play(ONE_ROUND, tmp_path, scenario)
+    assert c.run.state.rounds[0].masked == [1, 2, 3]
 
 
 def test_an_attempt_that_ends_during_training_costs_neither_training_nor_charge(tmp_path: Path) -> None:
