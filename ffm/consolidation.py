@@ -25,6 +25,8 @@ from protocol.manifest import AdapterSpec, Manifest
 IMPORTANCE: Final = "importance.f32"  # in a run folder: what its task leaves to the next one
 _WIDE: Final = 64  # values in a row that are enough for a figure of its own
 _DIGITS: Final = Decimal(10) ** -15  # of a decimal in a manifest
+_LARGEST: Final = Decimal(10) ** 15  # above every decimal in a manifest
+_WHOLE: Final = Decimal(10) ** 6  # six digits of what is larger have none behind the point
 
 Reals = NDArray[np.float64]
 Key = tuple[int, int]  # round and attempt
@@ -121,9 +123,21 @@ def blockwise(values: Reals, adapter: AdapterSpec) -> Reals:
 
 def strength_of(relative: Decimal, importance: Model) -> str:
     """The manifest's strength: by `relative` a parameter of average importance is drawn back in a round, as the share
-    relative / (1 + relative) of its way. Six digits; "0" where nothing matters yet, or too little to be written."""
+    relative / (1 + relative) of its way. Six digits; "0" where nothing matters yet, or the quotient is too small to be
+    written. Raises TaskError E533 where it is too large: the past hardly moved anything."""
     mean = float(importance.mean(dtype=np.float64))
     if mean <= 0:
         return "0"
-    rounded = Decimal(f"{float(relative) / mean:.6g}").quantize(_DIGITS)
+    absolute = Decimal(f"{float(relative) / mean:.6g}")
+    if absolute >= _LARGEST:
+        raise TaskError(
+            "what mattered so far is too little to hold anything by",
+            found=f"an importance of {mean:.1e} in the mean, so a strength of {absolute:.1e}",
+            expected=f"a strength below {_LARGEST:.0e}, as a manifest can write it",
+            do="lower consolidation, or leave it away in this task",
+            code="E533",
+        )
+    if absolute >= _WHOLE:
+        return f"{absolute:f}"
+    rounded = absolute.quantize(_DIGITS)
     return f"{rounded:f}".rstrip("0").rstrip(".") or "0"

@@ -226,6 +226,11 @@ def test_a_strength_is_written_in_six_digits_and_relative_to_the_mean() -> None:
     assert strength_of(Decimal(10), ones(4.0)) == "2.5" and strength_of(Decimal("0.1"), ones(3.0)) == "0.0333333"
     assert strength_of(Decimal(10), ones(2.0**-20)) == "10485800"
     assert strength_of(Decimal(10), ones(0.0)) == strength_of(Decimal(1), ones(1e30)) == "0"
+    assert strength_of(Decimal(4), ones(2.0**-44)) == "70368700000000"
+    for importance in (2.0**-47, 2.0**-140):  # sums of a plan with a small rate: no manifest can write it
+        with pytest.raises(TaskError, match="too little to hold") as refused:
+            strength_of(Decimal(10), ones(importance))
+        assert refused.value.code == "E533"
 
 
 def test_blocks_are_rows_of_wide_tensors_and_whole_narrow_ones(manifest: Manifest) -> None:
