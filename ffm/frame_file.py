@@ -158,6 +158,8 @@ def _numbers(values: Any) -> Any:
     data, form, shape, order = _made(values, "numpy.core.numeric._frombuffer").arguments
     if form.arguments[0] not in _FORMS or form.state[1] != "<" or order not in ("C", "F"):
         raise ValueError("neither float64 nor int64, little-endian")
+    if not isinstance(data, bytes | bytearray):  # of a number `bytes` would make as many zeros
+        raise ValueError("numbers that are not there")
     return np.frombuffer(bytes(data), dtype=_FORMS[form.arguments[0]]).reshape(shape, order=order)
 
 

@@ -132,6 +132,17 @@ def test_a_damaged_frame_is_one_error(damage, tmp_path: Path) -> None:
     assert refused.value.code == "E511" and damage(raw) != raw
 
 
+def test_a_block_without_its_bytes_is_not_filled_with_zeros(tmp_path: Path) -> None:
+    """Two gigabytes of them, of a file of a few bytes: the count stands where the content should."""
+    form = frame_file.Call("numpy.dtype", ("f8",), (3, "<"))
+    for content in (16, 2**31 - 1, [1] * 16, None):
+        block = frame_file.Call("numpy.core.numeric._frombuffer", (content, form, (1, 2), "C"))
+        with pytest.raises(ValueError, match="not there"):
+            frame_file._rows(block)
+    block = frame_file.Call("numpy.core.numeric._frombuffer", (bytearray(16), form, (1, 2), "C"))
+    assert frame_file._rows(block) == [(0.0, 0.0)]
+
+
 def test_other_bytes_than_the_pinned_ones_are_not_looked_at(monkeypatch, tmp_path: Path) -> None:
     path = tmp_path / "credit_data.pkl.compress"
     path.write_bytes(package_folder(*CREDITS).read_bytes() + b"\0")
