@@ -25,6 +25,7 @@ from ffm.local_setup import LocalSetup
 from ffm.models import locate
 from ffm.sources import TableSource
 from ffm.task import TaskSettings, build_manifest, load_settings
+from ffm.tasks import MEMBERS, find
 from ffm.worker import Worker
 from protocol.manifest import Manifest
 
@@ -70,6 +71,38 @@ def test_without_its_file_the_task_is_refused(manifest: Manifest, tmp_path: Path
     with pytest.raises(TaskError) as refused:
         Learner.load(manifest, locate("bert-tiny"), task_file=other)
     assert refused.value.code == "E532"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("raise RuntimeError('a word of a record')", "RuntimeError"),
+        ("{}['x']", "KeyError"),
+        ("TASK = 1 / 0", "ZeroDivisionError"),
+        ("def TASK(:", "SyntaxError"),
+        ("other = 1", "AttributeError"),
+        ("class Task:\n    pass\nTASK = Task()", "no check, fields, headline, load, losses"),
+        ("class Task:\n    name = 'severity'\nTASK = Task()", "no check, fields, headline, load, losses"),
+    ],
+)
+def test_a_file_that_holds_no_task_is_one_error(text: str, found: str, tmp_path: Path) -> None:
+    """Whatever it raises, and whatever its TASK lacks: said when it is loaded, not in the middle of a round."""
+    file = tmp_path / "task.py"
+    file.write_text(text + "\n")
+    with pytest.raises(TaskError) as refused:
+        find("severity", file)
+    assert refused.value.code == "E532" and str(refused.value.found).startswith(found)
+    assert "a word of a record" not in str(refused.value)
+    assert len(MEMBERS) == 12
+
+
+def test_a_file_may_hold_what_every_module_may(tmp_path: Path) -> None:
+    """A dataclass looks up the module that it stands in."""
+    file = tmp_path / "task.py"
+    more = "from dataclasses import dataclass\n@dataclass\nclass Weights:\n    first: int = 1\n"
+    text = FILE.read_text().replace("class Severity", more + "class Severity")
+    file.write_text(text.replace("from collections", "from __future__ import annotations\nfrom collections", 1))
+    assert find("severity", file).headline == "kappa"
 
 
 def test_the_loss_is_that_of_every_step_of_the_scale(learner: Learner) -> None:

@@ -7,10 +7,12 @@ signature of somebody else makes a site run code.
 """
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from dp.objective import Objective
 from ffm.errors import TaskError
 from ffm.tasks.finetune import SequenceClassification
 from ffm.tasks.interface import Scores, Task
@@ -25,6 +27,9 @@ _TASKS: Final[tuple[Task, ...]] = (
     InstructionTuning(),
 )
 BUILT_IN: Final[Mapping[str, Task]] = {task.name: task for task in _TASKS}
+MEMBERS: Final = tuple(
+    sorted(name for kind in (Objective, Task) for name in {*kind.__annotations__, *vars(kind)} if name[0] != "_")
+)
 
 
 def find(name: str, file: Path | None = None) -> Task:
@@ -40,7 +45,7 @@ def find(name: str, file: Path | None = None) -> Task:
             f"no task {name!r}",
             found=name,
             expected=" or ".join(BUILT_IN),
-            do="give the file of the consortium's own task: task_file in the site's settings, or --task-file",
+            do="name the file of the consortium's own task: task_file in the site's (and the owner's task's) settings",
             code="E531",
         )
     return BUILT_IN[name]
@@ -52,11 +57,16 @@ def _from_file(name: str, file: Path) -> Task:
     if spec is None or spec.loader is None or not file.is_file():
         raise TaskError("the task's file cannot be loaded", found=str(file), expected="a Python file", do=do)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
         task: Task = module.TASK
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a foreign file may raise anything while it is run
         raise TaskError("the task's file cannot be loaded", found=type(error).__name__, do=do) from error
+    missing = [member for member in MEMBERS if not hasattr(task, member)]
+    if missing:
+        expected = ", ".join(MEMBERS)
+        raise TaskError("the file's TASK is no task", found=f"no {', '.join(missing)}", expected=expected, do=do)
     if task.name != name:
         raise TaskError("the file holds another task than the manifest names", found=task.name, expected=name, do=do)
     return task
