@@ -16,8 +16,6 @@ replaced once, then the server stops with E425, and goes on from the last releas
 import asyncio
 import hashlib
 import json
-import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 
 from ffm.errors import TrainingProcessError
 from ffm.local_setup import LocalSetup
-from ffm.plateau import Plateau
+from ffm.plateau import Plateau, comparable
 from ffm.run_folder import write_atomic
 from ffm.step import Model, parameters_of
 from ffm.training_process import TrainingProcess
@@ -131,7 +129,7 @@ class Judge:
                     scores = await self._process.scores(released, vector)
                 if "loss" not in scores:
                     raise TrainingProcessError("the task gives no loss", found=", ".join(scores), expected="loss")
-                return scores["loss"] if math.isfinite(scores["loss"]) else sys.float_info.max
+                return comparable(scores["loss"])
             except (TrainingProcessError, TimeoutError) as error:
                 await self.close()
                 if last:

@@ -134,6 +134,14 @@ def test_the_head_answers_for_the_response_alone(llama: Path) -> None:
     assert shapes == [(len(TEXTS), int(response.sum(dim=1).max()))]
 
 
+def test_the_perplexity_of_a_model_that_has_diverged_is_a_number(llama: Path) -> None:
+    task, model, tokenizer, how = loaded("causal-lm", llama)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(math.inf)  # type: ignore[operator]
+    scores = task.scores(model, task.tensors(tokenizer, texts(*TEXTS), how))
+    assert math.isnan(scores["loss"]) and 1e300 < scores["perplexity"] < math.inf
+
+
 def test_without_a_chat_template_a_response_follows_on_a_new_line(llama: Path) -> None:
     task, _, tokenizer, how = loaded("instruction-tuning", llama)
     tokenizer.chat_template = None

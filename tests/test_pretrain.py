@@ -1,6 +1,7 @@
 """Pre-training: a chain of phases, each a manifest on the merged model before it, under one budget."""
 
 import hashlib
+import math
 from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
@@ -18,7 +19,7 @@ from dp.ledger import PrivacyLedger
 from ffm.corpus import share_out, tabular_texts
 from ffm.errors import AdapterError, DataError
 from ffm.models import load_causal_lm, load_masked_lm, load_tokenizer, locate
-from ffm.plateau import Plateau
+from ffm.plateau import Plateau, comparable
 from ffm.task import TaskSettings, example_settings, load_settings
 from ffm.tasks.pretrain import Phase, PhaseResult, Pretraining, run
 
@@ -149,6 +150,12 @@ def test_everything_on_a_causal_model_without_dp(tmp_path: Path) -> None:
         ([3.0, 2.0, 1.999, 1.995], True),  # less than 1 % better
         ([3.0, 2.0, 2.1, 1.9], False),
         ([3.0, 1.0, 2.0, 1.5], True),
+        ([-3.0, -2.99, -2.98], True),  # a task of one's own may score below zero: this is worse
+        ([-3.0, -3.0, -3.02], True),
+        ([-3.0, -3.0, -3.1], False),
+        ([0.5, 0.0, 0.0, 0.0], True),  # nothing is better than a loss of 0
+        ([comparable(math.nan), 3.0, 2.0], False),
+        ([3.0, comparable(math.nan), comparable(math.inf)], True),
     ],
 )
 def test_the_plateau_rule(losses: list[float], reached: bool) -> None:

@@ -89,7 +89,7 @@ class _LanguageModel(ABC):
         total, count = torch.cat(totals), torch.cat(counts)
         mean = float(total.sum() / count.sum().clamp_min(1))
         return {
-            "perplexity": math.exp(min(mean, 700.0)),  # finite, also for a model that has diverged
+            "perplexity": math.exp(min(700.0, mean)),  # finite, also for a model that has diverged; of NaN 700 is less
             "loss": float((total / count.clamp_min(1)).mean()),
         }
 

@@ -38,7 +38,7 @@ from ffm.errors import AdapterError, DataError
 from ffm.federation import Federation
 from ffm.learner import Learner, Vector, plan_of
 from ffm.models import loaded_files, locate, verify_base_model
-from ffm.plateau import Plateau
+from ffm.plateau import Plateau, comparable
 from ffm.sources import Written
 from ffm.step import Model, parameters_of
 from ffm.task import TaskSettings, build_manifest
@@ -354,4 +354,4 @@ class _Chain:
 
 
 def _loss(learner: Learner, vector: Vector, validation: Dataset) -> float:
-    return learner.scores(vector, validation)["loss"]
+    return comparable(learner.scores(vector, validation)["loss"])
