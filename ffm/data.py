@@ -305,3 +305,17 @@ def with_padding(tokenizer: Any) -> None:
             expected="a token to fill short texts with",
             do="set pad_token in tokenizer_config.json",
         )
+
+
+def refuse_special(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Refuse texts that would be read as several: of one person or of many, nobody could tell. Raises E518."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    markers = added | {str(token) for token in tokenizer.all_special_tokens}
+    if any(marker in text for text in texts for marker in markers):
+        raise DataError(
+            "a text holds a special token of the tokenizer, as packed texts do",
+            found="a special token inside a record",
+            expected="one text for each record",
+            do="give each text a line of its own; what belongs to one person may be one text without such tokens",
+            code="E518",
+        )

@@ -285,8 +285,9 @@ def test_packed_texts_are_refused(packed: str, llama: Path) -> None:
             find(name).tensors(tokenizer, [record], training(name))
         assert caught.value.code == "E518" and packed not in str(caught.value.found)
     encoder = models.load_tokenizer(models.locate("bert-tiny"))
-    with pytest.raises(DataError, match="packed"):
-        find("masked-lm").tensors(encoder, texts("one [SEP] two"), training("masked-lm"))
+    for name in ("masked-lm", "sequence-classification"):
+        with pytest.raises(DataError, match="packed"):
+            find(name).tensors(encoder, [Record("one [SEP] two", "x")], training(name, labels=("x",)))
 
 
 def test_a_prompt_that_fills_the_length_is_refused(llama: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dp.objective import Classification, Dataset
-from ffm.data import Record, read_records, tokenize
+from ffm.data import Record, read_records, refuse_special, tokenize
 from ffm.models import load_classifier
 from ffm.ranking import log_odds, twice_wins
 from ffm.tasks.interface import Scores
@@ -36,7 +36,8 @@ class SequenceClassification(Classification):
         return read_records(path, training.labels)
 
     def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
-        """As `ffm.data.tokenize`."""
+        """As `ffm.data.tokenize`; texts with a special token are refused, as in every built-in task."""
+        refuse_special(tokenizer, [record.text for record in records])
         return tokenize(tokenizer, records, training.labels, training.max_length)
 
     def scores(self, model: nn.Module, test: Dataset) -> Scores:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.objective import FIELDS, IDS, IGNORED, LABELS, MASK, Batch, Dataset, check_range
 from dp.sampling import Csprng
-from ffm.data import Record, read_pairs, read_texts, with_padding
+from ffm.data import Record, read_pairs, read_texts, refuse_special, with_padding
 from ffm.errors import DataError, ModelError
 from ffm.models import load_causal_lm, load_masked_lm, vocabulary
 from ffm.tasks.interface import Scores
@@ -132,7 +132,7 @@ class MaskedLanguageModel(_LanguageModel):
                 expected="a token to hide others with",
                 do="choose an encoder that was pre-trained as a masked language model",
             )
-        _refuse_special(tokenizer, [record.text for record in records])
+        refuse_special(tokenizer, [record.text for record in records])
         encoded = tokenizer(
             [record.text for record in records],
             truncation=True,
@@ -176,7 +176,7 @@ class CausalLanguageModel(_LanguageModel):
     def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
         """All tokens are labels."""
         texts = [record.text for record in records]
-        _refuse_special(tokenizer, texts)
+        refuse_special(tokenizer, texts)
         encoded = tokenizer(texts, truncation=True, max_length=training.max_length)
         return _padded(tokenizer, [(ids, ids) for ids in encoded["input_ids"]])
 
@@ -198,7 +198,7 @@ class InstructionTuning(CausalLanguageModel):
 
     def tensors(self, tokenizer: Any, records: Sequence[Record], training: TrainingSpec) -> Dataset:
         """Tokens of the response and of its end are labels. Long responses are cut; a prompt is never cut."""
-        _refuse_special(tokenizer, [text for record in records for text in (record.text, record.label)])
+        refuse_special(tokenizer, [text for record in records for text in (record.text, record.label)])
         rows = []
         for record in records:
             prompt, response = _conversation(tokenizer, record)
@@ -260,20 +260,6 @@ def _conversation(tokenizer: Any, record: Record) -> Row:
         )
     prompt, response = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole[len(asked) :]))
     return prompt, response
-
-
-def _refuse_special(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Refuse texts that would be read as several: of one person or of many, nobody could tell."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    markers = added | {str(token) for token in tokenizer.all_special_tokens}
-    if any(marker in text for text in texts for marker in markers):
-        raise DataError(
-            "a text holds a special token of the tokenizer, as packed texts do",
-            found="a special token inside a record",
-            expected="one text for each record",
-            do="give each text a line of its own; what belongs to one person may be one text without such tokens",
-            code="E518",
-        )
 
 
 def _padded(tokenizer: Any, rows: Sequence[Row]) -> Dataset:
