@@ -261,17 +261,13 @@ class ClientRun:
         update, joined = self._update, self._joined
         if update is None or update.training is None:
             return
-        # A withdrawal because of what came out tells something of it: pay for it as for the update itself.
         try:
             trained, update.training = update.training.result(), None
-        except SecAggError as error:
-            if error.code == NO_NUMBERS:
-                await self._pay(update.round, update.attempt)
-            raise
-        try:
             update.values = await asyncio.to_thread(self._encode, trained)
-        except SecAggError:
-            await self._charge(update, update.attempt)
+        except SecAggError as error:
+            # That we withdraw over what came out tells something of the update: pay for it as for the update itself.
+            if update.training is None or error.code == NO_NUMBERS:
+                await self._pay(update.round, update.attempt)
             raise
         self.on_event({"event": "trained", "round": update.round})
         if joined is not None and joined.session.phase is not Phase.ABORTED:

@@ -86,7 +86,7 @@ def _run_folder(state: Path, site: Site, wanted: Path | None) -> Path:
             code="E423",
         )
     others = (other for other in state.glob("run-*") if other != note and other.suffix != ".new")
-    held = target / MANIFEST  # also that of another server, or of one whose notes are gone: it would be overwritten
+    held = target / MANIFEST  # of another server, or of one whose notes are gone: it would be overwritten
     foreign = held.exists() and held.read_bytes() != site.manifest.to_bytes()
     if foreign or any(Path(other.read_text()) == target for other in others):
         raise DocumentError(
@@ -112,7 +112,7 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     Raises:
         DocumentError, TransportError, ProtocolError, LedgerError, ReportError: As named, each with what to do.
     """
-    _require_role(site, "server")
+    require_role(site, "server")
     site.check_certificate(datetime.now(UTC))
     state = private_state(site)
     run_folder = _run_folder(state, site, options.run_folder)
@@ -120,7 +120,7 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
-    attempts, kept = len(run.state.rounds), load_statements(run_folder)
+    attempts, kept = len(run.state.rounds), load_statements(run_folder)  # of clients that have ended
     write_atomic(run_folder / MANIFEST, site.manifest.to_bytes())
     write_atomic(run_folder / (MANIFEST + SIGNATURE), site.manifest_signature)
     judge = _judge(site, options.validation, run_folder, on_event)
@@ -135,7 +135,6 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
-        # Clients whose statement is here already have ended: a server that is started once more hears of nobody.
         statements = {**kept, **await run.finish(options.wait_statements_s)}
         write_statements(run_folder, statements)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
@@ -204,7 +203,7 @@ Books = tuple[ClientJournal, PrivacyLedger]
 @contextmanager
 def _books(site: Site) -> Iterator[Books]:
     """A client's journal and privacy ledger, after the checks that need neither a server nor a model."""
-    _require_role(site, "client")
+    require_role(site, "client")
     site.check_certificate(datetime.now(UTC))
     _check_library(site)
     state, digest = private_state(site), site.manifest.digest()
@@ -237,7 +236,7 @@ async def decrypt(site: Site, on_event: Event) -> int:
     Raises:
         DocumentError, TransportError, ProtocolError, LedgerError, SecAggError: As named, each with what to do.
     """
-    _require_role(site, "decryptor")
+    require_role(site, "decryptor")
     site.check_certificate(datetime.now(UTC))
     if site.manifest.aggregation.encryption is None:
         raise DocumentError(
@@ -299,19 +298,14 @@ async def _reachable(site: Site, patience_s: float = 60.0) -> None:
 
 def _waiting(on_event: Event) -> Callable[[Any], None]:
     def report(waiting: Any) -> None:
-        on_event(
-            {
-                "event": "waiting",
-                "round": waiting.round,
-                "phase": waiting.phase.name,
-                "clients": [int(c) for c in waiting.clients],
-            }
-        )
+        where = {"round": waiting.round, "phase": waiting.phase.name}
+        on_event({"event": "waiting", **where, "clients": [int(c) for c in waiting.clients]})
 
     return report
 
 
-def _require_role(site: Site, role: str) -> None:
+def require_role(site: Site, role: str) -> None:
+    """Raises DocumentError E354 for the folder of another role."""
     if site.role != role:
         raise DocumentError(
             f"{site.folder} is the folder of a {site.role}",
@@ -324,8 +318,7 @@ def _require_role(site: Site, role: str) -> None:
 
 def private_state(site: Site) -> Path:
     """The folder of a site's own state: journal, ledger, personal tensors."""
-    path = site.folder / "state"
-    path.mkdir(mode=0o700, exist_ok=True)
+    (path := site.folder / "state").mkdir(mode=0o700, exist_ok=True)
     return path
 
 

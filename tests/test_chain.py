@@ -9,6 +9,8 @@ from small_models import language_settings, save_tiny_masked_bert
 
 from ffm import start
 from ffm.chain import next_link
+from ffm.cli.arrive import run as arrive
+from ffm.cli.output import Format, Output
 from ffm.demo import Layout, found, local_settings
 from ffm.site import change_settings, load_site
 from ffm.sources import Written
@@ -115,6 +117,16 @@ def test_a_run_of_another_server_is_not_written_over(trial: Trial, tmp_path: Pat
     assert refused.value.code == "E423" and not list((tmp_path / "state").iterdir())
     (run / "manifest.json").write_bytes(trial.second.manifest.to_bytes())
     assert start._run_folder(tmp_path / "state", site, run) == run.resolve()
+
+
+def test_records_arrive_at_clients_alone(trial: Trial, tmp_path: Path) -> None:
+    new = tmp_path / "new.csv"
+    new.write_text("text\na new fever\n")
+    server = trial.second.consortium.server
+    before = sorted(path.name for path in server.rglob("*"))
+    with pytest.raises(DocumentError) as refused:
+        arrive(server, new, "0", Output(Format.json))
+    assert refused.value.code == "E354" and sorted(path.name for path in server.rglob("*")) == before
 
 
 def test_a_manifest_for_other_clients_is_refused_and_nothing_changes(trial: Trial, tmp_path: Path) -> None:
