@@ -118,6 +118,13 @@ def test_unknown_evaluations_are_named() -> None:
     assert done.exit_code != 0 and "E531" in done.output
 
 
+def test_a_quick_run_does_not_take_the_place_of_evidence(tmp_path: Path) -> None:
+    (tmp_path / "finetune.json").write_text(json.dumps(study().as_json()))
+    done = CliRunner().invoke(app, ["evaluate", "--task", "finetune", "--quick", "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "evidence" in done.output
+    assert json.loads((tmp_path / "finetune.json").read_text()) == study().as_json()
+
+
 @pytest.mark.slow
 def test_a_life_in_periods_is_told_with_its_ledger(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["evaluate", "--task", "continual", "--quick", "--format", "json"])

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import typer
+
 from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.errors import TaskError
 from ffm.evaluate import adapters, continual, finetune, pretrain, sections
@@ -31,6 +33,8 @@ def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: O
     if task not in STUDIES:
         raise TaskError("no such evaluation", found=task, expected=" or ".join(STUDIES), code="E531")
     run, example = STUDIES[task]
+    if quick and out_folder is not None:
+        _keep_evidence(out_folder / f"{task}.json")
     folder = example_settings(example).parent
     study = run(folder, range(1, (1 if quick else seeds) + 1), quick, out.say)
     value = {**study.as_json(), "versions": versions()}
@@ -54,3 +58,14 @@ def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: O
         out.result(value, f"{claim.text}: {claim.shown} ({sense} {claim.limit:g}): {verdict}")
     for note in study.notes:
         out.result(value, note)
+
+
+def _keep_evidence(path: Path) -> None:
+    """Refuse, before anything is trained, to let a quick run take the place of figures."""
+    try:
+        evidence = json.loads(path.read_text("utf-8"))["evidence"] if path.exists() else False
+    except (ValueError, LookupError, TypeError):
+        return
+    if evidence:
+        what = f"{path} holds figures that are evidence, and a quick run would take their place: name another folder"
+        raise typer.BadParameter(what, param_hint="--out")
