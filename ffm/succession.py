@@ -33,7 +33,8 @@ class Past:
 
 
 def left_by(run: Path) -> tuple[Manifest, Past]:
-    """What the run in this folder leaves. Raises TaskError E534 where it is no finished run."""
+    """What the run in this folder leaves: of one that goes on still, what it has so far, which its server will not have
+    any more. Raises TaskError E534 where there is no run."""
     try:
         manifest = parse_model(Manifest, MANIFEST, (run / MANIFEST).read_bytes())
         start = floats((run / MODEL).read_bytes())[: manifest.adapter.size]

@@ -90,7 +90,9 @@ def server(
 @app.command()
 def client(
     site: SiteArgument,
-    data: Annotated[Path | None, typer.Option("--data", help="CSV with the columns text,label")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="CSV of this site's records, in place of records.csv")
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads for training", min=1)] = 1,
     upload_limit: Annotated[int | None, typer.Option(help="bytes per second", min=1)] = None,
@@ -119,7 +121,10 @@ def arrive(
         Path, typer.Argument(help="CSV of the records that came, in the form of records.csv", metavar="NEW.csv")
     ],
     replay: Annotated[
-        str, typer.Option("--replay", help="share of a period's records to keep of all earlier ones")
+        str,
+        typer.Option(
+            "--replay", help="share of a period's records to keep of all earlier ones; the manifest's bounds count them"
+        ),
     ] = "0",
     format_: FormatOption = Format.text,
 ) -> None:
@@ -164,7 +169,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="folder for TASK.json, TASK.md and TASK.html")] = None,
     format_: FormatOption = Format.text,
 ) -> None:
-    """Federated, alone and centralised, with DP and without, side by side on one machine."""
+    """One task's table on this machine: the federation beside what one would do instead, with DP and without."""
     with reported(format_):
         from ffm.cli.evaluate import evaluate as run
 
