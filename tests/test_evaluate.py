@@ -45,6 +45,9 @@ def test_a_summary_is_mean_and_interval_over_seeds() -> None:
     half = 12.706 * (0.1 * math.sqrt(2)) / math.sqrt(2)  # Student's t with one degree of freedom
     assert first["accuracy"] == [0.6, pytest.approx(half, abs=1e-3)]
     assert first["train minus test"] == [0.1, 0.0] and first["outside"] == [None, None]
+    alone = value["summary"][1]  # four rows, but two draws: sites of one seed share its split
+    assert alone["accuracy"] == [0.2575, pytest.approx(12.706 * 0.0025, abs=1e-3)] and alone["runs"] == 4
+    assert alone["outside"][0] == 0.1575
     assert value["seeds"] == [1, 2] and value["evidence"] is True
     json.dumps(value, allow_nan=False)
 
@@ -137,6 +140,8 @@ def test_a_life_in_periods_is_told_with_its_ledger(tmp_path: Path) -> None:
     assert value["quick"] and all(line["average"][0] is not None for line in lines.values())
     for privacy in (NO_DP, "R2, ε = 8"):
         assert lines["adapter-per-period", privacy]["forgetting"][0] == 0.0
+        arriving, with_kept = (lines[way, privacy]["samples"] for way in ("sequential", "replay"))
+        assert with_kept == round(arriving * 7 / 6)  # a quarter of a period more, in two of three periods
     (said,) = value["notes"]  # all ways charge alike
     assert "last charged in round 4 of diagnosis-periods-3" in said
 

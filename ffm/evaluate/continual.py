@@ -1,8 +1,9 @@
 """`secagg evaluate --task continual`: five hospitals whose diagnoses arrive in periods of new chapters.
 
-Every way to live (`ffm.tasks.continual`) on the same stream, rounds and samples, with DP and without; "everything at
-once" has all periods' records from the beginning and as many rounds as a whole life. Average accuracy, forgetting and
-transfer over all hospitals' test records; "worst" is the average accuracy of the hospital where it is worst.
+Every way to live (`ffm.tasks.continual`) on the same stream and rounds, with DP and without; replay sees what it keeps
+besides. "Everything at once" has all periods' records from the beginning and as many rounds as a whole life. Average
+accuracy, forgetting and transfer over all hospitals' test records; "worst" is the average accuracy of the hospital
+where it is worst.
 """
 
 import math
@@ -141,7 +142,10 @@ def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[flo
     by_site[f"{bench.mark(method)}, {'DP' if private else NO_DP}, seed {bench.seed}"] = [
         round(value, 4) for value in sites
     ]
-    return _row(bench, learner.manifest, bench.mark(method), seen, time.perf_counter() - began)
+    row = _row(bench, learner.manifest, bench.mark(method), seen, time.perf_counter() - began)
+    # Beside what arrives, in every period but the first, in the mean.
+    kept = way.replay * (len(bench.periods) - 1) / len(bench.periods) if method == "replay" else 0
+    return replace(row, samples=round(row.samples * (1 + kept)))
 
 
 def _at_once(bench: _Bench, private: bool) -> Row:

@@ -1,7 +1,7 @@
 """The result of an evaluation as values: one row per method, seed and place, and what the rows say together."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -114,23 +114,31 @@ class Study:
         }
 
     def _summary(self, key: tuple[str, str], rows: Sequence[Row]) -> dict[str, Any]:
-        scores = {name: _spread([row.scores[name] for row in rows if name in row.scores]) for name in rows[0].scores}
-        values = [row.headline(self.headline) for row in rows]
-        gaps = [row.train - value for row, value in zip(rows, values, strict=True)]
+        def spread(value: Callable[[Row], float]) -> list[float | None]:
+            """Over seeds: sites of one seed share its split, so they are one draw, and their mean counts."""
+            by_seed = [[value(row) for row in rows if row.seed == seed] for seed in dict.fromkeys(r.seed for r in rows)]
+            return _spread([_mean(values) for values in by_seed])
+
         return {
             "method": key[0],
             "privacy": key[1],
             "runs": len(rows),
             **rows[0].facts,
-            **{name: spread for name, spread in scores.items()},
-            "train minus test": _spread(gaps),
-            "outside": _spread([row.outside for row in rows]),
-            "worst site": _spread([row.worst for row in rows]),
+            **{name: spread(lambda row, name=name: row.headline(name)) for name in rows[0].scores},  # type: ignore[misc]
+            "train minus test": spread(lambda row: row.train - row.headline(self.headline)),
+            "outside": spread(lambda row: row.outside),
+            "worst site": spread(lambda row: row.worst),
             "samples": round(sum(row.samples for row in rows) / len(rows)),
             "bytes up": rows[0].bytes_up,
             "bytes down": rows[0].bytes_down,
-            "seconds": _spread([row.seconds for row in rows]),
+            "seconds": spread(lambda row: row.seconds),
         }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that there are; NaN without one."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _spread(values: Sequence[float]) -> list[float | None]:
