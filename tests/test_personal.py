@@ -12,12 +12,17 @@ from safetensors.numpy import load
 from dp.sampling import Csprng
 from ffm import frames
 from ffm.adapters import exact_under_summation
+from ffm.cli.demo_run import compare
 from ffm.data import Record, write_records
+from ffm.demo import found
 from ffm.errors import AdapterError
 from ffm.federation import Federation
 from ffm.learner import Learner, plan_of
 from ffm.local_setup import LocalSetup, personal_file
 from ffm.personal import PersonalState
+from ffm.site import load_site
+from ffm.sources import Written
+from ffm.start import private_state
 from ffm.task import DataError, TaskSettings, build_manifest
 from ffm.worker import Worker
 from protocol.errors import DocumentError
@@ -49,6 +54,10 @@ def manifest_of(base: Path, method: str, protocol: str = "none", **changes: Any)
 
 
 def checked_manifest(base: Path, method: str, protocol: str, **changes: Any) -> Manifest:
+    return build_manifest(settings_of(base, method, protocol, **changes), "small")
+
+
+def settings_of(base: Path, method: str, protocol: str, **changes: Any) -> TaskSettings:
     noise = {"none": 0, "R1": 65536}.get(protocol, 65536)
     lora = {"rank": 2, "alpha": 4, "target_modules": ("query", "value")} if "lora" in method else {}
     model = {
@@ -69,7 +78,7 @@ def checked_manifest(base: Path, method: str, protocol: str, **changes: Any) -> 
         "aggregation_bound": 2**19,
         **changes,
     }
-    settings = TaskSettings.model_validate(
+    return TaskSettings.model_validate(
         {
             "task": "small",
             "labels": LABELS,
@@ -93,7 +102,6 @@ def checked_manifest(base: Path, method: str, protocol: str, **changes: Any) -> 
             "models": {"small": model},
         }
     )
-    return build_manifest(settings, "small")
 
 
 class Client:
@@ -251,6 +259,27 @@ def test_each_site_keeps_its_own_and_is_judged_beside_the_global_model(base: Pat
         with pytest.raises(AdapterError, match="alone has no personal") as caught:
             alone()
         assert caught.value.code == "E507"
+
+
+def test_a_demo_of_sites_that_keep_something_ends_with_their_own_models(base: Path, tmp_path: Path) -> None:
+    """Not with a refusal of "alone", which has nothing personal, when everything has been played."""
+    manifest = manifest_of(base, "ffa-lora", personal_head=True)
+    names = ("north", "east", "south")
+    for place, name in enumerate((*names, "test")):
+        write_records(tmp_path / f"{name}.csv", records(place % SITES))
+    files = {name: tmp_path / f"{name}.csv" for name in names}
+    local = {"base_model": str(base), "task_file": ""}
+    layout = found(tmp_path / "run", Written(files, tmp_path / "test.csv"), manifest, local)
+    learner = Learner.load(manifest, base)
+    (layout.run / "model.f32").write_bytes(learner.initial().tobytes())
+    north = load_site(layout.consortium.clients["north"])
+    state = PersonalState.open(manifest, personal_file(private_state(north), manifest), learner.personal())
+    state.propose(1, np.sin(np.arange(len(state.kept))).astype(np.float32))
+    state.keep(1)
+    settings = settings_of(base, "ffa-lora", "none", personal_head=True)
+    rows = compare(settings, layout)
+    assert list(rows) == ["federated", *(f"{name}, own model" for name in names), "before training"]
+    assert rows["north, own model"]["loss"] != rows["federated"]["loss"] == rows["east, own model"]["loss"]
 
 
 # ---- what averaging does ----

@@ -12,13 +12,16 @@ from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.demo import Layout, Play, prepare
 from ffm.federation import Federation
-from ffm.start import new_run_id
+from ffm.local_setup import personal_file
+from ffm.personal import PersonalState
+from ffm.site import load_site
+from ffm.start import new_run_id, private_state
 from ffm.task import TaskSettings, load_settings
 from ffm.tasks import Scores
 
 
 def run(settings_path: Path, model: str | None, folder: Path, device: str, out: Output) -> None:
-    """Play the federation, then judge it beside the same one without DP and each site alone."""
+    """Play the federation, then judge it beside the same one without DP, and each site alone or with what it keeps."""
     quiet_libraries()
     began = time.monotonic()
     settings = load_settings(settings_path)
@@ -29,7 +32,7 @@ def run(settings_path: Path, model: str | None, folder: Path, device: str, out: 
     names = ", ".join(layout.consortium.clients)
     out.say(f"{names}: {layout.manifest.adapter.size} trainable parameters; starting processes")
     run_until_signal(Play(layout, device, lambda name, event: show(out, name, event)).run())
-    out.say("comparing: the same without DP, each site alone")
+    out.say("comparing: the same without DP, each site alone or with what it keeps for itself")
     rows = compare(settings, layout)
     seconds = time.monotonic() - began
     value = {"result": "finished", "run": str(layout.run), "scores": rows, "seconds": round(seconds)}
@@ -56,7 +59,12 @@ def compare(settings: TaskSettings, layout: Layout) -> dict[str, Scores]:
     rows = {"federated": arms.scores(model_of(layout), test)}
     if manifest.privacy.protocol != "none":
         rows["federated, no DP"] = arms.scores(arms.federated(Csprng.from_os(), private=False), test)
-    for number, name in enumerate(layout.consortium.clients):
-        rows[f"{name} alone"] = arms.scores(arms.alone(number, Csprng.from_os()), test)
+    for number, (name, folder) in enumerate(layout.consortium.clients.items()):
+        if manifest.adapter.personal:  # one party alone has none; what each site keeps stands beside the common model
+            path = personal_file(private_state(load_site(folder)), manifest)
+            kept = PersonalState.open(manifest, path, arms.personal_start)
+            rows[f"{name}, own model"] = arms.scores(model_of(layout), test, kept.kept)
+        else:
+            rows[f"{name} alone"] = arms.scores(arms.alone(number, Csprng.from_os()), test)
     rows["before training"] = arms.scores(arms.start, test)
     return rows
