@@ -42,6 +42,7 @@ from ffm.models import locate
 from ffm.plan import client_mechanism
 from ffm.site import MANIFEST, Site, load_site
 from ffm.task import example_settings, load_settings
+from ffm.tasks.finetune import SequenceClassification
 from protocol.manifest import Manifest
 from protocol.roster import parse_model
 from secagg import __version__
@@ -49,6 +50,7 @@ from secagg.errors import SecAggError
 
 PERSON = "person"
 EXAMPLES = ("hospital", "heart", "bank")
+AUDITED = SequenceClassification.name
 _PACKAGES = ("torch", "opacus", "peft", "transformers", "numpy")
 _SITES = ("*/client.toml", "sites/*/client.toml", "consortium/sites/*/client.toml")  # several sites at once
 _MEMBERSHIP_STEPS = 60  # of the black-box row, at most
@@ -68,7 +70,8 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
     """Every check. `seed` pins the planted runs; processes and attempts draw from the operating system as always.
 
     Raises:
-        AuditError: E702, the manifest adds no noise. ModelError, DataError: the subject cannot be loaded.
+        AuditError: E702, the manifest adds no noise, or learns what no planted record here is one of. ModelError,
+            DataError: the subject cannot be loaded.
     """
     manifest = subject.manifest
     if manifest.privacy.protocol == "none":
@@ -77,6 +80,14 @@ def audit(subject: Subject, effort: Effort, seed: int, say: Callable[[str], None
             found=f"protocol {manifest.privacy.protocol}",
             expected="R1, R2 or C",
             do="set privacy.protocol in the task's settings",
+            code="E702",
+        )
+    if manifest.training.task != AUDITED and (manifest.privacy.protocol != "C" or subject.data):
+        raise AuditError(
+            "the audit plants texts with labels, and this task learns something else: it cannot tell right from wrong",
+            found=f"training.task {manifest.training.task!r}",
+            expected=AUDITED,
+            do="audit a classifier with the same adapter and privacy: clip, noise and sums are the same code",
             code="E702",
         )
     rng = Csprng(seed.to_bytes(SEED_BYTES, "big"))

@@ -40,14 +40,17 @@ from dp.audit_neighbours import BACKGROUND, JOINERS, check_neighbours
 from dp.audit_noise import NoiseTally, check_streams
 from dp.audit_planted import Claimed, Effort, controls, planted_checks, zero_input
 from dp.audit_sampler import check_fresh_sample, check_sampler
-from dp.errors import PrivacyError
+from dp.errors import AuditError, PrivacyError
 from dp.mechanism import GaussianMechanism
 from dp.report import build_report, verify_report
 from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.store import canonical
 from dp.training import DpSgdPlan
+from ffm.audit import Subject, audit
 from ffm.audit_pipeline import CanaryTraining, watched
+from ffm.task import build_manifest
 from tests.report_sample import facts
+from tests.small_models import language_settings, save_tiny_masked_bert
 
 torch.set_num_threads(1)
 MECHANISM = GaussianMechanism(scale=2**16, clip_steps=2**16, noise_steps=50_000)
@@ -347,13 +350,13 @@ def test_the_json_is_canonical_and_holds_nothing_private() -> None:
 
 def test_the_report_takes_an_audit_as_it_is_written() -> None:
     measured = finding(name="m", measure=Measure("ε", "1.00", "2.00", "3.00"))
-    for audit in (result(finding(), measured), result(finding(passed=False))):
-        report = build_report(replace(facts(), audit=audit.to_json()), prv=False)
+    for made in (result(finding(), measured), result(finding(passed=False))):
+        report = build_report(replace(facts(), audit=made.to_json()), prv=False)
         assert [check for check in verify_report(report, prv=False) if not check.ok] == []
         group = report["groups"][10]
-        assert group["violations"] == [f.name for f in audit.violations]
+        assert group["violations"] == [f.name for f in made.violations]
         forged = json.loads(json.dumps(report))
-        forged["facts"]["audit"]["passed"] = not audit.passed
+        forged["facts"]["audit"]["passed"] = not made.passed
         assert any("verdict" in check.name for check in verify_report(forged, prv=False) if not check.ok)
 
 
@@ -425,3 +428,12 @@ def test_the_example_passes_and_a_person_in_two_files_does_not(tmp_path: Path) -
             "\n".join([f"{rows[0]},person", *(f'{row},"{path.name} {k}"' for k, row in enumerate(rows[1:]))])
         )
     assert persons(Subject("x", hospital(), tmp_path, tuple(data))).passed
+
+
+def test_a_task_that_it_has_no_records_for_is_refused_and_not_called_a_violation(tmp_path: Path) -> None:
+    base = save_tiny_masked_bert(tmp_path / "bert")
+    method = {"method": "ffa-lora", "virtual_tokens": 0, "rank": 2, "alpha": 4, "target_modules": ("query",)}
+    manifest = build_manifest(language_settings(base, "masked-lm", **method), "small")
+    with pytest.raises(AuditError, match="plants texts with labels") as refused:
+        audit(Subject("a language model", manifest, base), SMALL, 0, lambda line: None)
+    assert refused.value.code == "E702"
