@@ -38,7 +38,7 @@ unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser-setup schema schema-check demo test test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench tables peers-setup simulate fuzz
+.PHONY: help setup browser-setup schema schema-check demo test test-slow test-full lint format proto-check protos vectors vectors-check constraints lock wheel clean models bench tables peers-setup simulate fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for 
 
 test: $(STAMP) ## all tests but those marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## the slow tests, but those that take hours: with `make test` what CI runs
+	$(PYTEST) -m "slow and not hours" $(ARGS)
 
 test-full: $(STAMP) $(BROWSER_STAMP) ## all tests
 	$(PYTEST) $(ARGS)

@@ -13,7 +13,7 @@ from dp.client_level import LEAST_CLIENTS
 from dp.ledger import CHARGE, Charge, genesis
 from dp.report_evidence_checks import audit_checks, governance_checks, utility_checks
 from dp.report_facts import SETS, exact_keys
-from dp.report_figures import planned_event
+from dp.report_figures import IN_SHARES, planned_event
 from dp.report_findings import Check, at_least, same
 from dp.store import GENESIS, Row, broken_link, canonical
 
@@ -37,12 +37,14 @@ def _documents(facts: Mapping[str, Any]) -> Iterator[Check]:
         recomputed = sha256(canonical(entry["document"])).hexdigest()
         yield same(f"SHA-256 of the {name}", entry["sha256"], recomputed)
     privacy = facts["manifest"]["document"]["privacy"]
-    protocol, cohort = privacy["protocol"], facts["manifest"]["document"]["aggregation"]["min_cohort"]
+    protocol, a = privacy["protocol"], facts["manifest"]["document"]["aggregation"]
     yield Check("protocol of the manifest", protocol in PROTOCOLS, str(protocol), PROTOCOLS[0])
     claim = ("client", "zero-out") if protocol == "C" else ("record", "add-or-remove-one")
     yield same("unit and adjacency of the protocol", (privacy["unit"], privacy["adjacency"]), claim)
     if protocol == "C":
-        yield at_least("clients behind every sum of protocol C", cohort, LEAST_CLIENTS)
+        yield at_least("clients behind every sum of protocol C", a["min_cohort"], LEAST_CLIENTS)
+    if protocol in IN_SHARES:  # SPEC 10.8: each client knows its own share
+        yield at_least("clients whose shares of the noise do not count", a["max_corrupt"], 1)
 
 
 def _times(facts: Mapping[str, Any]) -> Iterator[Check]:

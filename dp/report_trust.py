@@ -43,14 +43,13 @@ class Adversary:
     def sees(self, mechanism: SampledGaussian, of_this_task: bool) -> SampledGaussian:
         """The mechanism with the noise that is left for it.
 
-        Of another task only the number of shares counted is known: then nothing beyond it is counted on.
+        Of another task only the number of shares counted is known, and nothing beyond it is counted on: so many are
+        left against `max_corrupt` clients, and one client alone is no more than these (SPEC 10.8).
         """
         if mechanism.shares == 1 or self.shares is None:
             return mechanism
         counted = mechanism.shares
-        unknown = {"other-client": counted - 1, "aggregation-broken": 1}.get(self.id, counted)
-        if of_this_task:
-            unknown = self.shares[0]
+        unknown = self.shares[0] if of_this_task else 1 if self.id == "aggregation-broken" else counted
         return replace(mechanism, noise_steps=isqrt(mechanism.noise_steps**2 * unknown // counted))
 
 

@@ -291,6 +291,8 @@ class Manifest(StrictModel):
             raise ValueError(
                 f"{name} needs masks: without them the decryptor sees uploads with a share of the noise only"
             )
+        if aggregation.max_corrupt < 1:
+            raise ValueError(f"{name} needs a max_corrupt of 1 or more: each client knows its own share of the noise")
         if not (name == "R2" and self.rotated) and aggregation.scale != privacy.scale:
             raise ValueError(f"{name} aggregates the integers of the mechanism: both scales must be equal")
         if self.sensitivity_steps > MAX_SENSITIVITY:

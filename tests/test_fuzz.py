@@ -295,6 +295,7 @@ def test_the_command_line_counts_and_reports() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.hours
 def test_millions_of_executions_find_nothing() -> None:
     command = [sys.executable, "-m", "tests.fuzz", "2000000", "--seed", "2026", "--processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=7200, check=False, cwd=ROOT)

@@ -60,6 +60,7 @@ def test_shares_are_counted_for_the_smallest_sum_without_its_corrupt_members() -
         ({"training__optimizer": "adam"}, "one local step by sgd"),
         ({"aggregation__scale": 512}, "both scales must be equal"),
         ({"privacy__noise_steps": 99}, "below 100"),
+        ({"aggregation__max_corrupt": 0, "aggregation__bound": 2**24}, "each client knows its own share"),
         ({"aggregation__bound": 2**18}, "bound too small"),
         ({"privacy__people_in_several_silos": "within-bound"}, "bound of at least 2"),
         ({"privacy__records_per_person": 65}, "less than or equal to 64"),

@@ -1,5 +1,6 @@
 """The report under R2: the trust table with the noise that each adversary does not know, figure by figure."""
 
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from math import isqrt
@@ -10,7 +11,8 @@ from jsonschema import Draft202012Validator
 from report_sample import DIGEST, ROOT, attempt, facts, group, manifest, roster, statement
 
 from dp.accountant import ABOVE_CEILING, epsilon, membership_advantage
-from dp.events import SampledGaussian
+from dp.errors import ReportError
+from dp.events import SampledGaussian, event_tree
 from dp.ledger import Charge
 from dp.report import SignedDocument, SignedStatement, build_report, verify_report
 from dp.report_figures import NO_CERTIFICATE, planned_event
@@ -187,12 +189,34 @@ def test_a_decryptor_is_a_member_and_a_row() -> None:
     assert "the decryptor" in render_html(with_one)
 
 
-def test_without_colluders_another_client_is_the_worst_row() -> None:
+def test_a_charge_that_another_clients_own_share_undercuts_does_not_verify() -> None:
+    """`max_corrupt` 0: all shares are charged, and every client knows one of them."""
     document = distributed()
     document["aggregation"]["max_corrupt"] = 0
-    own = [Charge("icd-chapters", DIGEST, 1, 0, planned_event(document))]
+    with pytest.raises(ReportError, match="shares of the noise do not count"):
+        of_tasks(document)
+
+
+def test_another_task_in_shares_costs_what_was_charged_against_everybody_declared() -> None:
+    """Its cohort is not known; that its charge leaves the shares of one client out is."""
+    document = distributed()
+    earlier = SampledGaussian(3, Fraction(1, 8), 98304, 65536, SHARES)
+    rows = {row["id"]: row for row in group(of_tasks(document, earlier), "guarantee")["per_adversary"]}
+    own, single = replace(earlier, count=1), isqrt(98304**2 // SHARES)
+    quiet = replace(own, noise_steps=isqrt(98304**2 * COHORT // SHARES))
+    assert rows["recipient"]["epsilon"] == epsilon([quiet, earlier], DELTA, prv=False).epsilon
+    broken = [replace(event, noise_steps=single) for event in (own, earlier)]
+    assert rows["aggregation-broken"]["epsilon"] == epsilon(broken, DELTA, prv=False).epsilon
+    charged = epsilon([own, earlier], DELTA, prv=False).epsilon
+    assert rows["malicious-server"]["epsilon"] == rows["other-client"]["epsilon"] == charged
+
+
+def of_tasks(document: dict[str, Any], *earlier: SampledGaussian) -> dict[str, Any]:
+    """One round under `document`, after rounds of other tasks."""
+    before = [Charge("earlier", "77" * 32, k, 0, event_tree(event)) for k, event in enumerate(earlier, 1)]
+    own = [*before, Charge("icd-chapters", DIGEST, 1, 0, planned_event(document))]
     statements = [SignedStatement(statement(k, own), "e3" * 64) for k in (1, 2, 3, 4)]
-    alone = build_report(
+    return build_report(
         facts(
             manifest=SignedDocument(document, DIGEST, "a1" * 64),
             statements=statements,
@@ -202,6 +226,3 @@ def test_without_colluders_another_client_is_the_worst_row() -> None:
         ),
         prv=False,
     )
-    headline = group(alone, "guarantee")["headline"]
-    assert headline["row"] == "other-client"
-    assert Decimal(headline["epsilon"]) > Decimal(group(alone, "accounting")["per_client"][0]["figures"]["epsilon"])

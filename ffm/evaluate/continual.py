@@ -1,9 +1,9 @@
 """`secagg evaluate --task continual`: five hospitals whose diagnoses arrive in periods of new chapters.
 
-Every way to live (`ffm.tasks.continual`) on the same stream and rounds, with DP and without; replay sees what it keeps
-besides. "Everything at once" has all periods' records from the beginning and as many rounds as a whole life. Average
-accuracy, forgetting and transfer over all hospitals' test records; "worst" is the average accuracy of the hospital
-where it is worst.
+Every way to live (`ffm.tasks.continual`) on the same stream and rounds, with DP and without; replay, which trains on
+old records as well, with a memory of one period's worth and of a quarter of it. "everything at once" has all periods'
+records from the beginning, and as many rounds and samples as a life that replays nothing. Average accuracy, forgetting
+and transfer over all hospitals' test records; "worst" is the average accuracy of the hospital where it is worst.
 """
 
 import math
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -35,6 +36,8 @@ from protocol.manifest import Manifest
 PERIODS: Final = 3
 AT_ONCE: Final = "everything at once"
 DRIFT: Final = ", proportions drift"
+SMALL: Final = "replay, a quarter kept"
+WAYS: Final = {method: Way(method) for method in METHODS} | {SMALL: Way("replay", replay=Fraction(1, 4))}
 _KEY: Final = "accuracy"
 
 
@@ -48,11 +51,13 @@ class _Bench:
     seed: int
     note: str = ""  # of the stream, behind a method's name
 
-    def learner(self, private: bool, rounds: int = 1) -> Learner:
-        """At its start; for `rounds` times the rounds of one period."""
+    def learner(self, private: bool, periods: int = 1) -> Learner:
+        """At its start; for the rounds and samples of so many periods, whose records are all there."""
         settings = self.settings if private else without_dp(self.settings)
         model = settings.models[self.name]
-        longer = model.model_copy(update={"rounds": model.rounds * rounds})
+        rate = Fraction(model.sampling) / periods
+        sampling = f"{rate.numerator}/{rate.denominator}"
+        longer = model.model_copy(update={"rounds": model.rounds * periods, "sampling": sampling})
         manifest = build_manifest(settings.model_copy(update={"models": {self.name: longer}}), self.name)
         return Learner.load(manifest, locate(model.base_model))
 
@@ -82,7 +87,7 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
             say(f"seed {seed}: {method}{DRIFT}")
             rows.append(_life(drifting, method, False, by_site, spent))
         for private in (False, True):
-            for method in METHODS:
+            for method in WAYS:
                 say(f"seed {seed}: {method}{' with DP' if private else ''}")
                 rows.append(_life(bench, method, private, by_site, spent))
             rows.append(_at_once(bench, private))
@@ -93,8 +98,9 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         title="Continual learning: diagnoses in periods of new chapters",
         what=f"{settings.data.sentence()}; {PERIODS} periods of {18 // PERIODS} chapters each. BERT-tiny, FFA-LoRA, "
         f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
-        f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps one record in four of "
-        f"a period's worth. With '{DRIFT[2:]}' all chapters come in every period, in shares that turn. "
+        f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps as many records as "
+        f"a period brings, in the mean, or a quarter of that. With '{DRIFT[2:]}' all chapters come in every period, in "
+        "shares that turn. "
         "adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
@@ -126,7 +132,7 @@ def stream(settings: TaskSettings, cut: Cut = by_labels) -> tuple[Period, ...]:
 
 def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[float]], spent: list[str]) -> Row:
     learner, began = bench.learner(private), time.perf_counter()
-    way = Way(method, private=private)
+    way = replace(WAYS[method], private=private)
     with tempfile.TemporaryDirectory() as folder:
         book = Path(folder) / "book.sqlite"
         books = [PrivacyLedger.open(book, silo="one of them", population="records")] if private else []
@@ -143,9 +149,7 @@ def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[flo
         round(value, 4) for value in sites
     ]
     row = _row(bench, learner.manifest, bench.mark(method), seen, time.perf_counter() - began)
-    # Beside what arrives, in every period but the first, in the mean.
-    kept = way.replay * (len(bench.periods) - 1) / len(bench.periods) if method == "replay" else 0
-    return replace(row, samples=round(row.samples * (1 + kept)))
+    return replace(row, samples=life.samples)
 
 
 def _at_once(bench: _Bench, private: bool) -> Row:
@@ -157,7 +161,7 @@ def _at_once(bench: _Bench, private: bool) -> Row:
     seen = [replace(one, after=len(bench.periods)) for one in life.scores(bench.periods)]
     average = fmean(one.scores[_KEY] for one in seen if one.site == 0)
     row = _row(bench, learner.manifest, AT_ONCE, [], time.perf_counter() - began)
-    return replace(row, scores={"average": average})
+    return replace(row, scores={"average": average}, samples=life.samples)
 
 
 def _united(periods: Sequence[Period], side: str) -> tuple[tuple[Record, ...], ...]:
@@ -173,15 +177,12 @@ def _row(bench: _Bench, manifest: Manifest, method: str, seen: Sequence[Seen], s
         figures = asdict(lifelong(table_of(seen, _KEY, 0)))
         sites = range(1, len(bench.periods[0].train) + 1)
         worst = min(lifelong(table_of(seen, _KEY, site)).average for site in sites)
-    rounds = bench.settings.models[bench.name].rounds * len(bench.periods)
-    arrived = sum(len(site) for period in bench.periods for site in period.train)
     return Row(
         method=method,
         privacy=NO_DP if p.protocol == "none" else f"{p.protocol}, ε = {p.epsilon}",
         seed=bench.seed,
         scores=figures,
         worst=worst,
-        samples=round(rounds * p.sampling_probability * arrived / len(bench.periods)),
         bytes_up=upload_bytes(manifest),
         bytes_down=download_bytes(manifest),
         seconds=seconds,

@@ -55,7 +55,7 @@ class Way:
     """
 
     method: str
-    replay: Fraction = Fraction(1, 4)
+    replay: Fraction = Fraction(1)
     strength: str = "10"
     private: bool = True
 
@@ -116,6 +116,7 @@ class Life:
         self._vectors: list[Vector] = []
         self._memories: dict[int, Memory[Record]] = {}
         self._importance: Vector | None = None
+        self._samples = Fraction(0)
         if way.method == "ewc":
             refuse(learner.manifest)
 
@@ -123,6 +124,11 @@ class Life:
     def periods(self) -> int:
         """How many have been lived."""
         return len(self._vectors)
+
+    @property
+    def samples(self) -> int:
+        """Seen in all periods, in the mean, what is replayed included."""
+        return round(self._samples)
 
     def live(self, period: Period) -> None:
         """Train on the period's records.
@@ -162,6 +168,7 @@ class Life:
 
         federation = Federation(learner, tensors, initial_model(start, manifest), learner.personal(), step)
         model = federation.federated(self._rng, self._way.private)
+        self._samples += federation.samples()
         if tally is not None:
             self._importance = tally.importance(self._importance)
         for site, own in enumerate(period.train):

@@ -32,7 +32,7 @@ from protocol.drops import DropReason
 from protocol.effects import Abort
 from protocol.errors import DocumentError, LocalProtocolError, RemoteProtocolError
 from protocol.manifest import KIND as MANIFEST_KIND
-from protocol.manifest import sign_manifest, verify_manifest
+from protocol.manifest import Manifest, sign_manifest, verify_manifest
 from protocol.messages import (
     AdvertiseKeys,
     ClientMessage,
@@ -398,8 +398,21 @@ MANIFEST_EDITS: dict[str, Edit] = {
     "noise too coarse to certify": lambda d: d["privacy"].update(noise_steps=99),
     "delta above 1 / (10 * max_records)": lambda d: d["privacy"].update(delta="0.001"),
     "path that leaves the folder": lambda d: d["base_model"].update(files=[{"path": "../x", "sha256": "00" * 32}]),
+    "shares of the noise, of which one client's own counts": lambda d: (
+        _in_shares(d),
+        d["aggregation"].update(max_corrupt=0),
+    ),
     "two tensors of one name": lambda d: d["adapter"]["tensors"].append(d["adapter"]["tensors"][0]),
 }
+
+
+def _in_shares(manifest: dict[str, Any]) -> None:
+    """Protocol R2, as it may be signed."""
+    manifest["training"].update(local_steps=1, optimizer="sgd")
+    manifest["privacy"].update(protocol="R2", scale=1024, clip_steps=1024, noise_steps=2048, max_records=1000)
+    manifest["aggregation"].update(scale=1024, bound=2**24, slots_per_word=2)
+
+
 ROSTER_EDITS: dict[str, Edit] = {
     "unknown key": lambda d: d.update(extra=1),
     "descending ids": lambda d: d.update(clients=d["clients"][::-1]),
@@ -431,6 +444,9 @@ def _reversed(value: dict[str, Any]) -> dict[str, Any]:
 def document_files() -> Files:
     """Signed documents: E302 signature, E303 form, E305 schema, in this order."""
     federation, _ = consortium()
+    shared = federation.manifest.model_dump(mode="python")
+    _in_shares(shared)
+    Manifest.model_validate(shared)
     files: Files = {}
     for name, kind, edits, (body, signature), verify in (
         ("manifest", MANIFEST_KIND, MANIFEST_EDITS, sign_manifest(federation.manifest, OWNER), verify_manifest),
