@@ -52,10 +52,11 @@ def handed_gradients(model: nn.Module, hold: bool) -> Iterator[list[Reals]]:
     `hold` the parameters are put back after each step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters]
+    own = {id(p) for p in parameters}  # of which some may stand still in a round
     seen: list[Reals] = []
 
     def ours(optimizer: torch.optim.Optimizer) -> bool:
-        return any(p is parameters[0] for group in optimizer.param_groups for p in group["params"])
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if ours(optimizer):

@@ -47,10 +47,12 @@ from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.store import canonical
 from dp.training import DpSgdPlan
 from ffm.audit import Subject, audit
+from ffm.audit_model import check_processes
 from ffm.audit_pipeline import CanaryTraining, watched
 from ffm.task import build_manifest
 from tests.report_sample import facts
-from tests.small_models import language_settings, save_tiny_masked_bert
+from tests.small_models import language_settings, save_tiny_bert, save_tiny_masked_bert
+from tests.test_personal import manifest_of
 
 torch.set_num_threads(1)
 MECHANISM = GaussianMechanism(scale=2**16, clip_steps=2**16, noise_steps=50_000)
@@ -437,3 +439,11 @@ def test_a_task_that_it_has_no_records_for_is_refused_and_not_called_a_violation
     with pytest.raises(AuditError, match="plants texts with labels") as refused:
         audit(Subject("a language model", manifest, base), SMALL, 0, lambda line: None)
     assert refused.value.code == "E702"
+
+
+@pytest.mark.parametrize("protocol", ["R1", "R2"])
+def test_rounds_in_which_one_half_stands_still_are_no_violation(protocol: str, tmp_path: Path) -> None:
+    """RoLoRA moves B and A in turn: nothing is noised that stands still, and every step of what moves is watched."""
+    base, steps = save_tiny_bert(tmp_path / "bert"), 2 if protocol == "R1" else 1
+    found = check_processes(manifest_of(base, "rolora", protocol, local_steps=steps), base, tmp_path)
+    assert all(finding.passed for finding in found), [finding.found for finding in found]
