@@ -46,6 +46,21 @@ class HalfPrecision:
         self._objective.check(model, dataset)
 
 
+def check_device(device: str) -> None:
+    """Raise TrainingProcessError E524 for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        cuda = f"cpu, cuda (of which there are {torch.cuda.device_count()})"
+        raise TrainingProcessError(
+            f"no usable device {device!r}",
+            found="torch cannot use it",
+            expected=cuda,
+            do="use --device cpu",
+            code="E524",
+        ) from None
+
+
 def prepared(model: nn.Module, base: PreTrainedModel, manifest: Manifest, compute: Compute) -> None:
     """Make `model` compute as the site wants. Raises TrainingProcessError E525 for what would not be the same."""
     of_records = manifest.privacy.protocol in ("R1", "R2")

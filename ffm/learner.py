@@ -29,7 +29,7 @@ from ffm.adapters import (
     only_moving,
     refuse,
 )
-from ffm.compute import HalfPrecision, prepared
+from ffm.compute import HalfPrecision, check_device, prepared
 from ffm.data import Record
 from ffm.errors import DataError
 from ffm.local_setup import CPU, Compute
@@ -86,6 +86,7 @@ class Learner:
 
         Raises the errors of `ffm.tasks`, `ffm.models`, `ffm.adapters` and `ffm.compute`.
         """
+        check_device(compute.device)
         task = find(manifest.training.task, task_file)
         refuse(manifest)
         base = task.load(base_model, manifest.training, manifest.adapter.seed)

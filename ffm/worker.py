@@ -61,7 +61,6 @@ class LocalTraining:
     @classmethod
     def load(cls, manifest: Manifest, setup: LocalSetup) -> "LocalTraining":
         """Check the base model against the manifest, build the adapter, read and tokenise the records."""
-        _check_device(setup.compute.device)
         verify_base_model(manifest.base_model, setup.base_model)
         records = find(manifest.training.task, setup.task_file).read(setup.data, manifest.training)
         if len(records) > manifest.privacy.max_records:  # δ and the headroom of the sum stand on this bound
@@ -99,20 +98,6 @@ class LocalTraining:
         """How the task judges the model at `vector`, with the personal tensors as they are kept, on the records."""
         self.learner.put_personal(self.personal.kept)
         return self.learner.scores(vector, self.dataset)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        cuda = f"cpu, cuda (of which there are {torch.cuda.device_count()})"
-        raise TrainingProcessError(
-            f"no usable device {device!r}",
-            found="torch cannot use it",
-            expected=cuda,
-            do="use --device cpu",
-            code="E524",
-        ) from None
 
 
 def refuse_grpc() -> None:

@@ -120,6 +120,13 @@ def test_unknown_evaluations_are_named() -> None:
     assert done.exit_code != 0 and "E531" in done.output
 
 
+def test_an_evaluation_computes_where_it_is_told_to() -> None:
+    done = CliRunner().invoke(
+        app, ["evaluate", "--task", "finetune", "--quick", "--device", "cuda:99", "--format", "json"]
+    )
+    assert done.exit_code != 0 and "E524" in done.output
+
+
 def test_a_quick_run_does_not_take_the_place_of_evidence(tmp_path: Path) -> None:
     (tmp_path / "finetune.json").write_text(json.dumps(study().as_json()))
     done = CliRunner().invoke(app, ["evaluate", "--task", "finetune", "--quick", "--out", str(tmp_path)])

@@ -166,6 +166,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="small and few: everything runs, no figure is evidence")
     ] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
     out: Annotated[Path | None, typer.Option("--out", help="folder for TASK.json, TASK.md and TASK.html")] = None,
     format_: FormatOption = Format.text,
 ) -> None:
@@ -173,7 +174,7 @@ def evaluate(
     with reported(format_):
         from ffm.cli.evaluate import evaluate as run
 
-        run(task, seeds, quick, out, Output(format_))
+        run(task, (seeds, quick, device), out, Output(format_))
 
 
 @report_app.command("verify")

@@ -25,6 +25,7 @@ from ffm.cli.spent import spent_at
 from ffm.data import write_records
 from ffm.demo import VICTIM, Layout, Play, found
 from ffm.learner import Learner, Vector
+from ffm.local_setup import Compute
 from ffm.plateau import Plateau
 from ffm.site import load_site
 from ffm.sources import Written
@@ -97,7 +98,7 @@ def run(settings_path: Path | None, folder: Path, device: str, out: Output) -> N
     folder = folder / new_run_id(datetime.now(UTC))
     folder.mkdir(parents=True)
     out.say(f"run folder {folder}")
-    plan = Pretraining(settings, TURNS)
+    plan = Pretraining(settings, TURNS, compute=Compute(device))
     written = settings.data.write(folder / "texts")
 
     def play_link(layout: Layout, validation: Validation, first: bool) -> None:

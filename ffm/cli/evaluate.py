@@ -1,7 +1,7 @@
 """`secagg evaluate`: one task's table, as text, JSON and a page."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +10,13 @@ import typer
 from ffm.cli.output import Format, Output, quiet_libraries
 from ffm.errors import TaskError
 from ffm.evaluate import adapters, continual, finetune, pretrain, sections
-from ffm.evaluate.arms import Say
+from ffm.evaluate.arms import Wanted
 from ffm.evaluate.page import markdown, render, table, versions
 from ffm.evaluate.study import Study
+from ffm.local_setup import Compute
 from ffm.task import example_settings
 
-Run = Callable[[Path, Sequence[int], bool, Say], Study]
+Run = Callable[[Path, Wanted], Study]
 # task: what runs it, and the example whose settings it takes
 STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
     "finetune": (finetune.run, "hospital"),
@@ -27,8 +28,10 @@ STUDIES: Final[Mapping[str, tuple[Run, str]]] = {
 }
 
 
-def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: Output) -> None:
-    """Run and print; with `out_folder` also TASK.json, TASK.md and TASK.html there."""
+def evaluate(task: str, asked: tuple[int, bool, str], out_folder: Path | None, out: Output) -> None:
+    """Run and print; with `out_folder` also TASK.json, TASK.md and TASK.html there. `asked`: number of seeds, whether
+    quick, device."""
+    seeds, quick, device = asked
     quiet_libraries()
     if task not in STUDIES:
         raise TaskError("no such evaluation", found=task, expected=" or ".join(STUDIES), code="E531")
@@ -36,7 +39,7 @@ def evaluate(task: str, seeds: int, quick: bool, out_folder: Path | None, out: O
     if quick and out_folder is not None:
         _keep_evidence(out_folder / f"{task}.json")
     folder = example_settings(example).parent
-    study = run(folder, range(1, (1 if quick else seeds) + 1), quick, out.say)
+    study = run(folder, Wanted(range(1, (1 if quick else seeds) + 1), quick, out.say, Compute(device)))
     value = {**study.as_json(), "versions": versions()}
     if out_folder is not None:
         out_folder.mkdir(parents=True, exist_ok=True)

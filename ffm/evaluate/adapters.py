@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from ffm.adapters import AggregationError, exact_under_summation
 from ffm.errors import AdapterError, DataError
-from ffm.evaluate.arms import Arms, Say, Split, seeded, without_dp
+from ffm.evaluate.arms import Arms, Say, Split, Wanted, seeded, without_dp
 from ffm.evaluate.sections import smaller
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.federation import Personalised
+from ffm.local_setup import CPU, Compute
 from ffm.step import Model
 from ffm.task import ModelSettings, TaskSettings, load_settings
 
@@ -36,6 +37,7 @@ class Bench:
     """The settings and what is gathered beside the rows."""
 
     settings: TaskSettings
+    compute: Compute = CPU
     refused: dict[str, str] = field(default_factory=dict)  # by row, in the words of what refuses it
     layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by row: errors of the last round
 
@@ -56,7 +58,7 @@ class Bench:
         model, private = self.settings.models[name], _private(self.settings.models[name])
         settings = seeded(self.settings if private else without_dp(self.settings), seed)
         try:
-            return Arms.load(settings, name, seed, split)
+            return Arms.load(settings, name, seed, split, self.compute)
         except (AdapterError, DataError) as error:
             if not private or error.code not in _REFUSALS:
                 raise
@@ -100,20 +102,20 @@ class Bench:
         return replace(row, scores=scores, facts=facts)
 
 
-def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def run(folder: Path, wanted: Wanted) -> Study:
     """All sections for every seed. `folder`: of the example, with `adapters.toml`."""
     settings = load_settings(folder / "adapters.toml")
-    if quick:
+    if wanted.quick:
         settings = _smaller(settings)
-    bench = Bench(settings)
-    rows = [row for seed in seeds for row in bench.rows(seed, say)]
+    bench = Bench(settings, wanted.compute)
+    rows = [row for seed in wanted.seeds for row in bench.rows(seed, wanted.say)]
     study = Study(
         task="adapters",
         title="Methods of adaptation: what is shared, what stays, and what averaging does",
         what=_what(settings),
         headline="accuracy",
         rows=tuple(rows),
-        quick=quick,
+        quick=wanted.quick,
         notes=tuple(f"Refused: {name}: {reason}." for name, reason in bench.refused.items()),
         extra={"refused": bench.refused, "error of averaging by layer, last round": bench.layers},
     )

@@ -14,6 +14,7 @@ from ffm.data import Record
 from ffm.evaluate.study import NO_DP, Row
 from ffm.federation import Federation
 from ffm.learner import Learner
+from ffm.local_setup import CPU, Compute
 from ffm.models import locate
 from ffm.step import Model
 from ffm.task import TaskSettings, build_manifest
@@ -23,6 +24,16 @@ _TRAIN_SAMPLE = 600  # records of all sites together for the training score, at 
 _LEAST = 10  # held-out records of a site for a score of its own
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of an evaluation. `quick`: small and few; everything runs, and no figure is evidence."""
+
+    seeds: Sequence[int]
+    quick: bool
+    say: Say
+    compute: Compute = CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +84,13 @@ class Arms:
     seed: int
 
     @classmethod
-    def load(cls, settings: TaskSettings, model: str, seed: int, split: Split | None = None) -> "Arms":
-        """Build manifest, model and tensors; `split`: as another arm drew it."""
+    def load(
+        cls, settings: TaskSettings, model: str, seed: int, split: Split | None = None, compute: Compute = CPU
+    ) -> "Arms":
+        """Build manifest, model and tensors; `split`: as another arm drew it. Raises as `ffm.learner`."""
         manifest = build_manifest(settings, model)
         split = split or split_of(settings, manifest.training)
-        learner = Learner.load(manifest, locate(settings.model(model).base_model))
+        learner = Learner.load(manifest, locate(settings.model(model).base_model), compute)
         federation = Federation.of(learner, list(split.sites.values()))
         tests = {name: learner.tensors(records) for name, records in split.tests.items() if len(records) >= _LEAST}
         each = max(1, min(_TRAIN_SAMPLE, len(split.test)) // len(split.sites))

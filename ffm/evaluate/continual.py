@@ -22,10 +22,11 @@ from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
 from ffm.data import Record, icd10_records, split_by_code
 from ffm.errors import DataError
-from ffm.evaluate.arms import Say, download_bytes, pinned, seeded, upload_bytes, without_dp
+from ffm.evaluate.arms import Wanted, download_bytes, pinned, seeded, upload_bytes, without_dp
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.learner import Learner
 from ffm.lifelong import lifelong
+from ffm.local_setup import CPU, Compute
 from ffm.models import locate
 from ffm.periods import Cut, Period, by_drift, by_labels
 from ffm.sources import Icd10Source
@@ -50,6 +51,7 @@ class _Bench:
     periods: tuple[Period, ...]
     seed: int
     note: str = ""  # of the stream, behind a method's name
+    compute: Compute = CPU
 
     def learner(self, private: bool, periods: int = 1) -> Learner:
         """At its start; for the rounds and samples of so many periods, whose records are all there."""
@@ -59,7 +61,7 @@ class _Bench:
         sampling = f"{rate.numerator}/{rate.denominator}"
         longer = model.model_copy(update={"rounds": model.rounds * periods, "sampling": sampling})
         manifest = build_manifest(settings.model_copy(update={"models": {self.name: longer}}), self.name)
-        return Learner.load(manifest, locate(model.base_model))
+        return Learner.load(manifest, locate(model.base_model), self.compute)
 
     def mark(self, method: str) -> str:
         """As rows name it."""
@@ -70,25 +72,25 @@ class _Bench:
         return pinned(self.seed, self.settings.task, *parts)
 
 
-def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def run(folder: Path, wanted: Wanted) -> Study:
     """All ways for every seed. `folder`: of the example, with `continual.toml`."""
     settings = load_settings(folder / "continual.toml")
-    if quick:
+    if wanted.quick:
         settings = _smaller(settings)
     name = next(iter(settings.models))
     rows: list[Row] = []
     spent: list[str] = []
     by_site: dict[str, list[float]] = {}
-    for seed in seeds:
+    for seed in wanted.seeds:
         own = seeded(settings, seed)
-        bench = _Bench(own, name, stream(own), seed)
+        bench = _Bench(own, name, stream(own), seed, compute=wanted.compute)
         drifting = replace(bench, periods=stream(own, by_drift), note=DRIFT)
         for method in ("sequential", "replay"):
-            say(f"seed {seed}: {method}{DRIFT}")
+            wanted.say(f"seed {seed}: {method}{DRIFT}")
             rows.append(_life(drifting, method, False, by_site, spent))
         for private in (False, True):
             for method in WAYS:
-                say(f"seed {seed}: {method}{' with DP' if private else ''}")
+                wanted.say(f"seed {seed}: {method}{' with DP' if private else ''}")
                 rows.append(_life(bench, method, private, by_site, spent))
             rows.append(_at_once(bench, private))
     model, p = settings.models[name], settings.privacy
@@ -104,7 +106,7 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         "adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
-        quick=quick,
+        quick=wanted.quick,
         notes=tuple(dict.fromkeys(spent)),
         extra={"average accuracy by hospital": by_site},
     )

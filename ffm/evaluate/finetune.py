@@ -10,13 +10,12 @@ Two plans on the same split, both with FFA-LoRA and a head:
 Further adapters run under the first plan. Logistic regression on a bag of words is what a statistician would try first.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ffm.data import Record
-from ffm.evaluate.arms import Arms, Say, Split, best_alone, seeded, without_dp
+from ffm.evaluate.arms import Arms, Split, Wanted, best_alone, seeded, without_dp
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.scores import bag_of_words, multinomial_regression
 from ffm.task import TaskSettings, load_settings
@@ -25,14 +24,14 @@ WITHIN_CENTRALISED, ABOVE_ALONE, WITHIN_PRIVATE = 0.03, 0.10, 0.05
 PLAIN, PRIVATE = "ffa-lora", "private"  # sections of the settings
 
 
-def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def run(folder: Path, wanted: Wanted) -> Study:
     """All arms for every seed. `folder`: of the example, with `evaluate.toml`."""
     settings = load_settings(folder / "evaluate.toml")
-    if quick:
+    if wanted.quick:
         settings = _smaller(settings)
     rows: list[Row] = []
-    for seed in seeds:
-        rows += _seed(seeded(settings, seed), seed, quick, say)
+    for seed in wanted.seeds:
+        rows += _seed(seeded(settings, seed), seed, wanted)
     rows += best_alone(rows, "accuracy", lower=False)
     private = f"{settings.privacy.protocol}, ε = {settings.privacy.epsilon}"
     study = Study(
@@ -42,7 +41,7 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         "are drawn in the proportions of their training records.",
         headline="accuracy",
         rows=tuple(rows),
-        quick=quick,
+        quick=wanted.quick,
     )
     together, middle = study.mean(PLAIN, NO_DP), study.mean("centralised", NO_DP)
     return study.with_claims(
@@ -83,19 +82,19 @@ def _smaller(settings: TaskSettings) -> TaskSettings:
     return settings.model_copy(update={"data": data, "models": models})
 
 
-def _seed(settings: TaskSettings, seed: int, quick: bool, say: Say) -> list[Row]:
-    plain = without_dp(settings)
+def _seed(settings: TaskSettings, seed: int, wanted: Wanted) -> list[Row]:
+    plain, say = without_dp(settings), wanted.say
     say(f"seed {seed}: without DP")
-    arms = Arms.load(plain, PLAIN, seed)
+    arms = Arms.load(plain, PLAIN, seed, compute=wanted.compute)
     split = arms.split
     rows = [_majority(split, seed), _words(split, seed), arms.federated(PLAIN, False), arms.centralised(False)]
     rows += [arms.alone(site, False) for site in range(len(arms.names))]
     for name in settings.models:
         if name not in (PLAIN, PRIVATE):
             say(f"seed {seed}: {name}")
-            rows.append(Arms.load(plain, name, seed, split).federated(name, False))
+            rows.append(Arms.load(plain, name, seed, split, wanted.compute).federated(name, False))
     say(f"seed {seed}: with DP")
-    arms = Arms.load(settings, PRIVATE, seed, split)
+    arms = Arms.load(settings, PRIVATE, seed, split, wanted.compute)
     rows += [arms.federated(PLAIN, True), arms.centralised(True)]
     rows += [arms.alone(site, True) for site in range(len(arms.names))]
     return rows

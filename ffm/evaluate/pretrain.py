@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final
 
-from ffm.evaluate.arms import Say, download_bytes, upload_bytes, without_dp
+from ffm.evaluate.arms import Wanted, download_bytes, upload_bytes, without_dp
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
 from ffm.task import TaskSettings, load_settings
 from ffm.tasks.pretrain import Kind, Perplexities, Phase, PhaseResult, Pretraining
@@ -23,20 +23,21 @@ _TURNS: Final[Mapping[str, tuple[Kind, ...]]] = {
 }
 
 
-def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def run(folder: Path, wanted: Wanted) -> Study:
     """All ways for every seed. `folder`: of the example, with `pretrain.toml`."""
     settings = load_settings(folder / "pretrain.toml")
-    if quick:
+    if wanted.quick:
         settings = _smaller(settings)
     rows: list[Row] = []
     notes: list[str] = []
-    for seed in seeds:
+    for seed in wanted.seeds:
         for way, kinds in _TURNS.items():
             for private in (True, False) if "federated" in kinds else (False,):
-                say(f"seed {seed}: {way}{', DP' if private else ''}")
-                plan = Pretraining(settings if private else without_dp(settings), tuple(Phase(k, k) for k in kinds))
+                wanted.say(f"seed {seed}: {way}{', DP' if private else ''}")
+                turns = tuple(Phase(kind, kind) for kind in kinds)
+                plan = Pretraining(settings if private else without_dp(settings), turns, compute=wanted.compute)
                 with tempfile.TemporaryDirectory() as place:
-                    phases = live(plan, seed, Path(place), say)
+                    phases = live(plan, seed, Path(place), wanted.say)
                 if way == "public alone":
                     rows.append(_row("before", NO_DP, seed, phases[0].before, ()))
                 rows.append(_row(way, _privacy(settings, private), seed, phases[-1].after, phases))
@@ -51,7 +52,7 @@ def run(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
         "record, add/remove. Perplexity of masked tokens on held-out private text; public: on public validation text.",
         headline="perplexity",
         rows=tuple(rows),
-        quick=quick,
+        quick=wanted.quick,
         notes=tuple(notes),
     )
     gain = study.mean("public alone", NO_DP) - study.mean("in turn", _privacy(settings, True))

@@ -9,27 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ffm.evaluate.arms import Arms, Say, Split, seeded
+from ffm.evaluate.arms import Arms, Split, Wanted, seeded
 from ffm.evaluate.study import NO_DP, Row, Study
 from ffm.task import TaskSettings, load_settings
 
 
-def prompt(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def prompt(folder: Path, wanted: Wanted) -> Study:
     """Soft prompts of the encoder, beside FFA-LoRA."""
     settings = load_settings(folder / "prompt.toml")
-    if quick:
+    if wanted.quick:
         settings = smaller(settings, cap_per_class=40, rounds=3)
     title = "Prompt tuning: soft prompts for an encoder that codes diagnoses"
-    return _study("prompt", title, "accuracy", settings, _rows(settings, seeds, say), quick)
+    return _study("prompt", title, "accuracy", settings, _rows(settings, wanted), wanted.quick)
 
 
-def prompt_lm(folder: Path, seeds: Sequence[int], quick: bool, say: Say) -> Study:
+def prompt_lm(folder: Path, wanted: Wanted) -> Study:
     """Soft prompts of SmolLM2-135M that answers with the chapter of a diagnosis."""
     settings = load_settings(folder / "prompt-lm.toml")
-    if quick:
+    if wanted.quick:
         settings = smaller(settings, cap_per_class=5, rounds=1)
     title = "Prompt tuning: soft prompts for SmolLM2-135M-Instruct that names the chapter of a diagnosis"
-    return _study("prompt-lm", title, "perplexity", settings, _rows(settings, seeds, say), quick)
+    return _study("prompt-lm", title, "perplexity", settings, _rows(settings, wanted), wanted.quick)
 
 
 def smaller(settings: TaskSettings, cap_per_class: int, rounds: int) -> TaskSettings:
@@ -39,13 +39,13 @@ def smaller(settings: TaskSettings, cap_per_class: int, rounds: int) -> TaskSett
     return settings.model_copy(update={"data": data, "models": models})
 
 
-def _rows(settings: TaskSettings, seeds: Sequence[int], say: Say) -> list[Row]:
+def _rows(settings: TaskSettings, wanted: Wanted) -> list[Row]:
     rows: list[Row] = []
-    for seed in seeds:
+    for seed in wanted.seeds:
         split: Split | None = None
         for name in settings.models:
-            say(f"seed {seed}: {name}")
-            arms = Arms.load(seeded(settings, seed), name, seed, split)
+            wanted.say(f"seed {seed}: {name}")
+            arms = Arms.load(seeded(settings, seed), name, seed, split, wanted.compute)
             split = arms.split
             start = arms.row("start", NO_DP, lambda arms=arms: arms.federation.start, wire=False)  # type: ignore[misc]
             rows.append(replace(start, method=f"{name}, untrained", samples=0, seconds=float("nan")))

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +37,7 @@ from ffm.data import Record
 from ffm.errors import AdapterError, DataError
 from ffm.federation import Federation
 from ffm.learner import Learner, Vector, plan_of
+from ffm.local_setup import CPU, Compute
 from ffm.models import loaded_files, locate, verify_base_model
 from ffm.plateau import Plateau, comparable
 from ffm.sources import Written
@@ -59,17 +60,18 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Pretraining:
-    """What is done: settings over a source with public text, and the phases in their order."""
+    """What is done: settings over a source with public text, the phases in their order, and how the server computes."""
 
     settings: TaskSettings
     phases: tuple[Phase, ...]
     plateau: Plateau = field(default_factory=Plateau)
+    compute: Compute = CPU
 
     def seeded(self, seed: int) -> "Pretraining":
         """Another draw of texts and start values."""
         data = self.settings.data.model_copy(update={"seed": seed})
         changes = {"data": data, "adapter_seed": self.settings.adapter_seed + seed}
-        return Pretraining(self.settings.model_copy(update=changes), self.phases, self.plateau)
+        return replace(self, settings=self.settings.model_copy(update=changes))
 
     @property
     def start(self) -> str:
@@ -296,7 +298,7 @@ class _Chain:
         phase = self._plan.phases[number - 1]
         manifest = manifest or self._plan.manifest(number, str(self._base))
         verify_base_model(manifest.base_model, self._base)
-        learner = Learner.load(manifest, self._base)
+        learner = Learner.load(manifest, self._base, self._plan.compute)
         before = self._judge(learner, learner.initial())
         if phase.kind == "public":
             vector, losses = self._public(learner)
