@@ -31,14 +31,12 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a loaded training process reports. `records` is a real count: it stays on the client's machine.
+    """What a loaded training process reports, and no count of records.
 
     `initial` is the flat vector that the manifest's seed gives, float32, shape (parameters,): round 1 starts there.
     """
 
-    tensors: int
     parameters: int
-    records: int
     initial: npt.NDArray[np.float32] = field(repr=False)
 
 
@@ -105,7 +103,7 @@ class TrainingProcess:
         self._integers = document.vector_length if document.noise_in_shares else 0
         header, body = await self._request({"op": "load", **setup.header()}, manifest)
         initial = floats(body)
-        return Loaded(int(header["tensors"]), int(header["parameters"]), int(header["records"]), initial)
+        return Loaded(int(header["parameters"]), initial)
 
     async def train(self, round: int, vector: npt.NDArray[np.float32]) -> Update:
         """Local update of one round: trained minus `vector` (float32, flat), same shape; where noise comes in shares

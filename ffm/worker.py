@@ -154,13 +154,8 @@ class Worker:
         self._after_load()
         self._training = loaded
         manifest = loaded.learner.manifest
-        counts = {
-            "tensors": len(manifest.adapter.tensors),
-            "parameters": manifest.adapter.size,
-            "records": len(loaded.dataset["input_ids"]),
-        }
         initial = loaded.learner.initial()  # what the manifest's seed gives: round 1 must start here
-        return frames.pack({"ok": "load", **counts}, initial.astype("<f4").tobytes())
+        return frames.pack({"ok": "load", "parameters": manifest.adapter.size}, initial.astype("<f4").tobytes())
 
     def _train(self, header: Mapping[str, Any], body: bytes) -> bytes:
         training, round_ = self._loaded(header)

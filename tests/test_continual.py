@@ -35,7 +35,6 @@ from ffm.tasks.continual import (
     Life,
     Seen,
     Way,
-    live_through,
     period_manifest,
     table_of,
 )
@@ -261,7 +260,7 @@ def test_sums_that_are_not_of_gradients_carry_no_fisher_information() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_life_in_every_way(method: str, at_start: Learner) -> None:
     periods = (period("heart", "lung"), period("skin", "bone"))
-    seen = live_through(at_start, Way(method, private=False), periods, Csprng(bytes(32)))
+    seen = Life(at_start, Way(method, private=False), Csprng(bytes(32))).through(periods)
     assert {(one.after, one.on, one.site) for one in seen} == {
         (after, on, site) for after in (0, 1, 2) for on in (1, 2) for site in range(SITES + 1)
     }

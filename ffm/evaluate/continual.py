@@ -139,10 +139,7 @@ def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[flo
         book = Path(folder) / "book.sqlite"
         books = [PrivacyLedger.open(book, silo="one of them", population="records")] if private else []
         life = Life(learner, way, bench.rng(method, private), books)
-        seen = life.scores(bench.periods)
-        for period in bench.periods:
-            life.live(period)
-            seen += life.scores(bench.periods)
+        seen = life.through(bench.periods)
         for ledger in books:
             spent.append(_said(ledger, learner.manifest))
             ledger.close()

@@ -177,6 +177,14 @@ class Life:
                 memory.end_period(own)
         self._vectors.append(parameters_of(model, manifest).copy())
 
+    def through(self, periods: Sequence[Period]) -> list[Seen]:
+        """Live them all; scores before, and after each of them. Raises as `live`."""
+        found = self.scores(periods)
+        for period in periods:
+            self.live(period)
+            found += self.scores(periods)
+        return found
+
     def scores(self, periods: Sequence[Period]) -> list[Seen]:
         """The model as it is now on every period's test records: of all sites, and of each that has some."""
         return judged(self._learner, [self._vector_for(k + 1) for k in range(len(periods))], periods, self.periods)
@@ -207,16 +215,6 @@ class Life:
     def _charge(self, manifest: Manifest, round_: int) -> None:
         for ledger in self._ledgers:
             ledger.charge(round_charge(manifest, round_, 0))
-
-
-def live_through(learner: Learner, way: Way, periods: Sequence[Period], rng: Csprng) -> list[Seen]:
-    """A whole life: scores before it, and after each period."""
-    life = Life(learner, way, rng)
-    found = life.scores(periods)
-    for period in periods:
-        life.live(period)
-        found += life.scores(periods)
-    return found
 
 
 def table_of(seen: Sequence[Seen], key: str, site: int, lower_is_better: bool = False) -> list[list[float]]:
