@@ -22,8 +22,9 @@ MODELS_STAMP := $(MODELS_VENV)/.installed
 BROWSER_STAMP := $(VENV)/.browser
 SCHEMA := dp/schemas/secagg-report-2.schema.json
 PACKAGES := secagg dp protocol ffm
-# Whole files to each process: many tests wait for clocks and sockets, so two take little more than half the time of one.
-PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile
+# Whole files to each process: many tests wait for clocks and sockets, so two take little more than half the time of one. In
+# their own order: by number of tests, as xdist would have it, the longest of all come last and alone.
+PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 LOCK := pip compile -q --generate-hashes --no-deps --no-annotate --no-header --universal --python-version 3.11
 
 # No model hub, no telemetry, whatever the caller's environment says.
@@ -62,7 +63,7 @@ demo: $(STAMP) ## five hospitals fine-tune one model; ARGS="--model minilm" for 
 test: $(STAMP) ## all tests but those marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP) ## the slow tests, but those that take hours: with `make test` what CI runs
+test-slow: $(STAMP) ## the slow tests, but those that take hours; CI runs a part of them
 	$(PYTEST) -m "slow and not hours" $(ARGS)
 
 test-full: $(STAMP) $(BROWSER_STAMP) ## all tests
