@@ -2,8 +2,9 @@
 
 Every way to live (`ffm.tasks.continual`) on the same stream and rounds, with DP and without; replay, which trains on
 old records as well, with a memory of one period's worth and of a quarter of it. "everything at once" has all periods'
-records from the beginning, and as many rounds and samples as a life that replays nothing. Average accuracy, forgetting
-and transfer over all hospitals' test records; "worst" is the average accuracy of the hospital where it is worst.
+records from the beginning, and as many rounds and samples as a life that replays nothing: at the same noise and a third
+of q it spends less than the ε of its row. Average accuracy, forgetting and transfer over all hospitals' test records;
+"worst" is the average accuracy of the hospital where it is worst.
 """
 
 import math
@@ -102,8 +103,7 @@ def run(folder: Path, wanted: Wanted) -> Study:
         f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
         f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps as many records as "
         f"a period brings, in the mean, or a quarter of that. With '{DRIFT[2:]}' all chapters come in every period, in "
-        "shares that turn. "
-        "adapter-per-period is told of which period a test record is, the others are not.",
+        "shares that turn. adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
         quick=wanted.quick,

@@ -116,7 +116,7 @@ class Life:
         self._vectors: list[Vector] = []
         self._memories: dict[int, Memory[Record]] = {}
         self._importance: Vector | None = None
-        self._samples = Fraction(0)
+        self._samples = 0
         if way.method == "ewc":
             refuse(learner.manifest)
 
@@ -128,7 +128,7 @@ class Life:
     @property
     def samples(self) -> int:
         """Seen in all periods, in the mean, what is replayed included."""
-        return round(self._samples)
+        return self._samples
 
     def live(self, period: Period) -> None:
         """Train on the period's records.
