@@ -3,15 +3,17 @@
 - federated: what the wire computes, but for the masks, which cancel, and the clip of outliers at the encoding's bound
 - local noise: under R2's plan, every site adds the whole noise (protocol R1 with one step a round)
 - centralised: the union of the records in one place, the same q, noise and number of steps, so the same ε
-- alone: one site's records, the same again
+- alone: one site's records, the same again; a part of the samples
 - each of them without DP: neither clip nor noise
 
-All see as many samples in the mean. For benchmarks and tables; a real consortium can compute only the first one.
+All but a site alone see as many samples in the mean. For benchmarks and tables; a real consortium can compute only the
+first one.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dp.errors import UnsupportedMechanismError
-from dp.objective import Dataset
+from dp.objective import IDS, Dataset
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan
 from ffm.adapters import AggregationError, Vector, aggregation_error, load_flat
@@ -32,6 +34,7 @@ from ffm.tasks import Scores
 from ffm.tasks.finetune import predict
 from protocol.manifest import Manifest
 
+Who = Literal["federated", "centralised"] | int  # all sites, the union of their records, or one site (from 0) alone
 OnRound = Callable[[int, Model], None]
 OnUpdates = Callable[[Model, Sequence[Update], Sequence[Vector]], None]  # parameters before; personal tensors after
 Step = Callable[[Model, NDArray[np.int64], int, Manifest], Model]  # as `ffm.step.next_model`, which clients recompute
@@ -114,9 +117,16 @@ class Federation:
             plan = replace(plan, expected_batch=plan.expected_batch * len(self.sites))
         return self._learn((union(self.sites),), plan, rng, on_round).model
 
-    def alone(self, site: int, rng: Csprng, private: bool = True) -> Model:
+    def alone(self, site: int, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """One site, from 0, by itself."""
-        return self._learn((self.sites[site],), self._plan_of_one(private), rng).model
+        return self._learn((self.sites[site],), self._plan_of_one(private), rng, on_round).model
+
+    def learned_by(self, who: Who, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
+        """`federated`, `centralised` or `alone`."""
+        if isinstance(who, int):
+            return self.alone(who, rng, private, on_round)
+        learn = self.federated if who == "federated" else self.centralised
+        return learn(rng, private, on_round)
 
     def scores(self, model: Model, test: Dataset, personal: Vector | None = None) -> Scores:
         """How the task judges `model`, with a site's personal tensors or, without them, with those of the start."""
@@ -137,11 +147,10 @@ class Federation:
         logits = predict(self.learner.model, self.learner.tensors(records)).astype(np.float64)
         return np.asarray(logits[:, 1] - logits[:, 0])
 
-    def samples(self, records: int | None = None) -> int:
-        """Samples that all rounds see in the mean, of `records` (default: those of all sites)."""
-        training, q = self.manifest.training, self.manifest.privacy.sampling_probability
-        count = sum(len(site["input_ids"]) for site in self.sites) if records is None else records
-        return round(training.rounds * training.local_steps * q * count)
+    def samples(self, who: Who = "federated") -> int:
+        """Samples that all rounds see in the mean."""
+        seen = self.sites if not isinstance(who, int) else self.sites[who : who + 1]
+        return mean_samples(self.manifest, self.manifest.training.rounds, sum(map(count, seen)))
 
     def _plan(self, private: bool) -> DpSgdPlan:
         plan = plan_of(self.manifest)
@@ -194,6 +203,16 @@ class Federation:
             model = self.step(model, total, len(sites), self.manifest)
             on_round(round_, model)
         return Personalised(model, tuple(personal))
+
+
+def count(dataset: Dataset) -> int:
+    """Records."""
+    return len(dataset[IDS])
+
+
+def mean_samples(manifest: Manifest, rounds: int, records: int) -> int:
+    """Samples that so many rounds see in the mean, of so many records."""
+    return round(rounds * manifest.training.local_steps * manifest.privacy.sampling_probability * records)
 
 
 def union(sites: Sequence[Dataset]) -> Dataset:

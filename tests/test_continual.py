@@ -271,6 +271,20 @@ def test_a_life_in_every_way(method: str, at_start: Learner) -> None:
         assert table[1][0] == table[2][0] and lifelong(table).forgetting == 0.0
 
 
+def test_one_place_sees_all_records_and_a_site_alone_its_own(at_start: Learner) -> None:
+    """Each site has a label of its own, which is what it learns alone."""
+    sites = tuple(some(label, 24) for label in LABELS)
+    apart = Period("apart", sites, tuple(site[::6] for site in sites))
+    samples, learned = {}, {}
+    for who in ("federated", "centralised", 1, 2):
+        life = Life(at_start, Way("sequential", private=False, who=who), Csprng(bytes(32)))  # type: ignore[arg-type]
+        seen = life.through([apart])
+        samples[who] = life.samples
+        learned[who] = [one.scores["accuracy"] for one in seen if one.after == 1 and one.site]
+    assert samples["federated"] == samples["centralised"] == SITES * samples[2]
+    assert samples[1] == samples[2] and learned[1][1] == learned[2][2] == 1.0 > learned[1][2]
+
+
 def test_periods_start_where_the_last_one_ended_or_afresh(at_start: Learner) -> None:
     """A life goes on from where it is: it is further away after two periods; an adapter per period begins anew."""
     lives = {

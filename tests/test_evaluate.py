@@ -56,6 +56,8 @@ def test_the_best_single_site_is_chosen_for_each_seed() -> None:
     best = best_alone(study().rows, "accuracy", lower=False)
     assert [(row.seed, row.site) for row in best] == [(1, "b"), (2, "b")]
     assert [row.site for row in best_alone(study().rows, "accuracy", lower=True)] == ["a", "a"]
+    named = [replace(row, method=f"prompt, {row.method}") for row in study().rows]
+    assert {row.method for row in best_alone(named, "accuracy", False, "prompt, alone")} == {"prompt, best alone"}
 
 
 def test_a_claim_without_a_figure_does_not_hold() -> None:
@@ -140,7 +142,8 @@ def test_a_life_in_periods_is_told_with_its_ledger(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     value = json.loads(done.output.strip().splitlines()[-1])
     lines = {(line["method"], line["privacy"]): line for line in value["summary"]}
-    ways = {*continual.WAYS, "everything at once"}
+    beside = {f"{continual.COMPARED}, {who}" for who in ("centralised", "alone", "best alone")}
+    ways = {*continual.WAYS, "everything at once", *beside}
     drifting = {(way + continual.DRIFT, NO_DP) for way in ("sequential", "replay")}
     assert set(lines) == {(way, privacy) for way in ways for privacy in (NO_DP, "R2, ε = 8")} | drifting
     assert value["quick"] and all(line["average"][0] is not None for line in lines.values())

@@ -18,6 +18,7 @@ from dp.errors import BudgetExceededError
 from dp.ledger import PrivacyLedger
 from ffm.corpus import share_out, tabular_texts
 from ffm.errors import AdapterError, DataError
+from ffm.federation import Who
 from ffm.models import load_causal_lm, load_masked_lm, load_tokenizer, locate
 from ffm.plateau import Plateau, comparable
 from ffm.task import TaskSettings, example_settings, load_settings
@@ -169,6 +170,28 @@ def test_a_plateau_ends_a_phase_and_rounds_that_are_not_run_are_not_charged(tmp_
     assert [(r.rounds, r.stopped) for r in results] == [(1, True), (1, True)]
     with PrivacyLedger.open(tmp_path / "ledgers" / "hospital-1.db", silo="hospital-1", population="-") as ledger:
         assert [c.round for c in ledger.charges()] == [1]
+
+
+# Comparisons
+
+
+@pytest.mark.parametrize("who", ["centralised", 2])
+def test_others_go_on_from_a_public_phase_that_is_played(who: Who, chain: Chain, tmp_path: Path) -> None:
+    folder, results = chain
+    plan = pretraining(PUBLIC, FEDERATED, base=str(folder / "bert"))
+    said: list[str] = []
+    found = run(plan, 1, tmp_path, said.append, who, results[:1])
+    assert found[0] is results[0] and len(found) == 2 and len(said) == 1
+    assert found[1].manifest == results[1].manifest  # so the same base model, plan and noise
+    assert found[1].after != results[1].after and found[1].epsilon == results[1].epsilon
+
+
+def test_a_phase_that_charges_opens_nothing(chain: Chain, tmp_path: Path) -> None:
+    folder, results = chain
+    plan = pretraining(PUBLIC, FEDERATED, PUBLIC, base=str(folder / "bert"))
+    for opening in (results[:2], results[2:3]):
+        with pytest.raises(ValueError, match="do not open"):
+            run(plan, 1, tmp_path / str(len(opening)), lambda line: None, opening=opening)
 
 
 # Refusals, before anything is trained or charged

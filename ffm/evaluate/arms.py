@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
+from typing import Final
 
 from dp.objective import Dataset
 from dp.sampling import Csprng
@@ -21,6 +22,7 @@ from ffm.task import TaskSettings, build_manifest
 from protocol.manifest import Manifest, TrainingSpec
 
 _TRAIN_SAMPLE = 600  # records of all sites together for the training score, at most: else as many as are held out
+ALONE: Final = "alone"
 _LEAST = 10  # held-out records of a site for a score of its own
 
 Say = Callable[[str], None]
@@ -34,6 +36,10 @@ class Wanted:
     quick: bool
     say: Say
     compute: Compute = CPU
+
+    def alone(self, sites: int) -> range:
+        """Who trains alone, by place from 0: every site, in a quick run the first."""
+        return range(1 if self.quick else sites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,6 @@ class Arms:
         own = self.trained if site is None else (self.trained[site],)
         by_site = {name: federation.scores(model, test)[key] for name, test in self.tests.items()}
         others = [score for name, score in by_site.items() if site is not None and name != self.names[site]]
-        records = None if site is None else len(federation.sites[site]["input_ids"])
         better = max if federation.learner.task.lower_is_better else min
         return Row(
             method=method,
@@ -132,7 +137,7 @@ class Arms:
             train=mean(federation.scores(model, part)[key] for part in own),
             outside=mean(others) if others else float("nan"),
             worst=better(by_site.values()) if by_site else float("nan"),
-            samples=federation.samples(records),
+            samples=federation.samples("federated" if site is None else site),
             bytes_up=upload_bytes(self.manifest) if wire else 0,
             bytes_down=download_bytes(self.manifest) if wire else 0,
             seconds=seconds,
@@ -154,10 +159,10 @@ class Arms:
             wire=False,
         )
 
-    def alone(self, site: int, private: bool) -> Row:
+    def alone(self, site: int, private: bool, method: str = ALONE) -> Row:
         """One site by itself."""
         return self.row(
-            "alone",
+            method,
             self.privacy(private),
             lambda: self.federation.alone(site, self.rng("alone", site, private), private),
             site,
@@ -181,13 +186,12 @@ def download_bytes(manifest: Manifest) -> int:
     return 4 * manifest.adapter.size
 
 
-def best_alone(rows: Sequence[Row], key: str, lower: bool) -> list[Row]:
-    """Of each seed the single site that does best on everybody's held-out records: the strongest opponent."""
-    alone = [row for row in rows if row.method == "alone"]
-    best = min if lower else max
+def best_alone(rows: Sequence[Row], key: str, lower: bool, method: str = ALONE) -> list[Row]:
+    """Of each seed the single site that does best on everybody's held-out records: the strongest opponent. `method`: of
+    the single sites' rows; "alone" in it becomes "best alone"."""
+    alone = [row for row in rows if row.method == method]
+    best, name = min if lower else max, method.replace(ALONE, f"best {ALONE}")
     return [
-        replace(
-            best((r for r in alone if (r.seed, r.privacy) == pair), key=lambda r: r.headline(key)), method="best alone"
-        )
+        replace(best((r for r in alone if (r.seed, r.privacy) == pair), key=lambda r: r.headline(key)), method=name)
         for pair in dict.fromkeys((row.seed, row.privacy) for row in alone)
     ]

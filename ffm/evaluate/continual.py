@@ -3,14 +3,15 @@
 Every way to live (`ffm.tasks.continual`) on the same stream and rounds, with DP and without; replay, which trains on
 old records as well, with a memory of one period's worth and of a quarter of it. "everything at once" has all periods'
 records from the beginning, and as many rounds and samples as a life that replays nothing: at the same noise and a third
-of q it spends less than the ε of its row. Average accuracy, forgetting and transfer over all hospitals' test records;
+of q it spends less than the ε of its row. Beside the federation that replays: a life with all hospitals' records in one
+place, and every hospital's own. Average accuracy, forgetting and transfer over all hospitals' test records;
 "worst" is the average accuracy of the hospital where it is worst.
 """
 
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -23,8 +24,9 @@ from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
 from ffm.data import Record, icd10_records, split_by_code
 from ffm.errors import DataError
-from ffm.evaluate.arms import Wanted, download_bytes, pinned, seeded, upload_bytes, without_dp
+from ffm.evaluate.arms import ALONE, Wanted, best_alone, download_bytes, pinned, seeded, upload_bytes, without_dp
 from ffm.evaluate.study import NO_DP, Claim, Row, Study
+from ffm.federation import Who
 from ffm.learner import Learner
 from ffm.lifelong import lifelong
 from ffm.local_setup import CPU, Compute
@@ -38,6 +40,7 @@ from protocol.manifest import Manifest
 PERIODS: Final = 3
 AT_ONCE: Final = "everything at once"
 DRIFT: Final = ", proportions drift"
+COMPARED: Final = "replay"  # the way that is lived in other hands too
 SMALL: Final = "replay, a quarter kept"
 WAYS: Final = {method: Way(method) for method in METHODS} | {SMALL: Way("replay", replay=Fraction(1, 4))}
 _KEY: Final = "accuracy"
@@ -94,6 +97,8 @@ def run(folder: Path, wanted: Wanted) -> Study:
                 wanted.say(f"seed {seed}: {method}{' with DP' if private else ''}")
                 rows.append(_life(bench, method, private, by_site, spent))
             rows.append(_at_once(bench, private))
+            rows += _beside(bench, private, wanted, by_site)
+    rows += best_alone(rows, "average", lower=False, method=f"{COMPARED}, {ALONE}")
     model, p = settings.models[name], settings.privacy
     ways = f"{p.protocol}, ε = {p.epsilon}"
     study = Study(
@@ -103,7 +108,8 @@ def run(folder: Path, wanted: Wanted) -> Study:
         f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
         f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps as many records as "
         f"a period brings, in the mean, or a quarter of that. With '{DRIFT[2:]}' all chapters come in every period, in "
-        "shares that turn. adapter-per-period is told of which period a test record is, the others are not.",
+        "shares that turn. '{COMPARED}, centralised' and '{COMPARED}, {ALONE}': the same life in one place, and of one "
+        "hospital by itself. adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
         quick=wanted.quick,
@@ -132,6 +138,35 @@ def stream(settings: TaskSettings, cut: Cut = by_labels) -> tuple[Period, ...]:
     return cut(split_by_code(icd10_records(), plan.cap_per_class, plan.seed), PERIODS, plan)
 
 
+def _beside(bench: _Bench, private: bool, wanted: Wanted, by_site: dict[str, list[float]]) -> Iterator[Row]:
+    """The life in other hands."""
+    everybody: tuple[Who, ...] = ("centralised", *wanted.alone(len(bench.periods[0].train)))
+    for who in everybody:
+        method = f"{COMPARED}, {who if who == 'centralised' else ALONE}"
+        wanted.say(f"seed {bench.seed}: {method}{' with DP' if private else ''}")
+        learner, began = bench.learner(private), time.perf_counter()
+        way = replace(WAYS[COMPARED], private=private, who=who)
+        life = Life(learner, way, bench.rng(method, who, private))
+        seen = life.through(bench.periods)
+        averages = _by_site(seen, bench)
+        by_site[f"{method}, {'DP' if private else NO_DP}, seed {bench.seed}, {who}"] = averages
+        others = [average for place, average in enumerate(averages) if isinstance(who, int) and place != who]
+        yield replace(
+            _row(bench, learner.manifest, method, seen, time.perf_counter() - began),
+            samples=life.samples,
+            outside=fmean(others) if others else math.nan,
+            site=str(who + 1) if isinstance(who, int) else "",
+            bytes_up=0,
+            bytes_down=0,
+        )
+
+
+def _by_site(seen: Sequence[Seen], bench: _Bench) -> list[float]:
+    """Average accuracy on each hospital's test records."""
+    sites = range(1, len(bench.periods[0].train) + 1)
+    return [round(lifelong(table_of(seen, _KEY, site)).average, 4) for site in sites]
+
+
 def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[float]], spent: list[str]) -> Row:
     learner, began = bench.learner(private), time.perf_counter()
     way = replace(WAYS[method], private=private)
@@ -143,10 +178,7 @@ def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[flo
         for ledger in books:
             spent.append(_said(ledger, learner.manifest))
             ledger.close()
-    sites = [lifelong(table_of(seen, _KEY, site)).average for site in range(1, len(bench.periods[0].train) + 1)]
-    by_site[f"{bench.mark(method)}, {'DP' if private else NO_DP}, seed {bench.seed}"] = [
-        round(value, 4) for value in sites
-    ]
+    by_site[f"{bench.mark(method)}, {'DP' if private else NO_DP}, seed {bench.seed}"] = _by_site(seen, bench)
     row = _row(bench, learner.manifest, bench.mark(method), seen, time.perf_counter() - began)
     return replace(row, samples=life.samples)
 
@@ -174,8 +206,7 @@ def _row(bench: _Bench, manifest: Manifest, method: str, seen: Sequence[Seen], s
     figures, worst = {}, math.nan
     if seen:
         figures = asdict(lifelong(table_of(seen, _KEY, 0)))
-        sites = range(1, len(bench.periods[0].train) + 1)
-        worst = min(lifelong(table_of(seen, _KEY, site)).average for site in sites)
+        worst = min(_by_site(seen, bench))
     return Row(
         method=method,
         privacy=NO_DP if p.protocol == "none" else f"{p.protocol}, ε = {p.epsilon}",

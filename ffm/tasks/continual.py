@@ -31,7 +31,7 @@ from ffm.client_run import budget_of, round_charge
 from ffm.consolidation import Tally, refuse
 from ffm.data import Record
 from ffm.errors import DataError, TaskError
-from ffm.federation import Federation
+from ffm.federation import Federation, Who
 from ffm.learner import Learner, Vector
 from ffm.memory import Memory
 from ffm.periods import Period
@@ -52,12 +52,14 @@ class Way:
         replay: Expected share of one period's records that a site keeps, over all earlier periods together.
         strength: Of EWC: by how much a parameter of average importance is drawn back in a round.
         private: With the manifest's noise; False: neither clip nor noise, for comparisons.
+        who: Who learns: the federation or, for comparisons, all records in one place or one site alone.
     """
 
     method: str
     replay: Fraction = Fraction(1)
     strength: str = "10"
     private: bool = True
+    who: Who = "federated"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -167,8 +169,8 @@ class Life:
             return next_model(model, total, count, plan, pull)
 
         federation = Federation(learner, tensors, initial_model(start, manifest), learner.personal(), step)
-        model = federation.federated(self._rng, self._way.private)
-        self._samples += federation.samples()
+        model = federation.learned_by(self._way.who, self._rng, self._way.private)
+        self._samples += federation.samples(self._way.who)
         if tally is not None:
             self._importance = tally.importance(self._importance)
         for site, own in enumerate(period.train):

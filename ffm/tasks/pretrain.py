@@ -35,7 +35,7 @@ from ffm.adapters import load_flat
 from ffm.client_run import budget_of, round_charge
 from ffm.data import Record
 from ffm.errors import AdapterError, DataError
-from ffm.federation import Federation
+from ffm.federation import Federation, Who
 from ffm.learner import Learner, Vector, plan_of
 from ffm.local_setup import CPU, Compute
 from ffm.models import loaded_files, locate, verify_base_model
@@ -144,15 +144,26 @@ class Rounds(Protocol):
         ...
 
 
-def run(plan: Pretraining, seed: int, folder: Path, say: Callable[[str], None] = print) -> tuple[PhaseResult, ...]:
-    """All phases, in order, in this process; everything is written below `folder`. Raises as `play`."""
+def run(
+    plan: Pretraining,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    who: Who = "federated",
+    opening: Sequence[PhaseResult] = (),
+) -> tuple[PhaseResult, ...]:
+    """All phases, in order, in this process; everything is written below `folder`. Raises as `play`.
+
+    `who` learns in the federated phases: for comparisons, all private texts in one place or one site alone. `opening`:
+    as in `play`.
+    """
     plan = plan.seeded(seed)
     written = plan.settings.data.write(folder / "texts")
     # Pinned, so that a table can be made again; a real client seeds from the system.
-    rng = Csprng(sha256(f"pretrain {seed}".encode()).digest())
-    with _InProcess.open(plan, written, folder / "ledgers", rng) as rounds:
-        results: list[PhaseResult] = []
-        for done in play(plan, written, rounds, folder, rng):
+    rng = Csprng(sha256(f"pretrain {seed}{'' if who == 'federated' else f' {who}'}".encode()).digest())
+    with _InProcess.open(plan, written, folder / "ledgers", rng, who) as rounds:
+        results = list(opening)
+        for done in play(plan, written, rounds, folder, rng, opening):
             results.append(done)
             how = "plateau" if done.stopped else "all its rounds"
             say(
@@ -162,8 +173,16 @@ def run(plan: Pretraining, seed: int, folder: Path, say: Callable[[str], None] =
         return tuple(results)
 
 
-def play(plan: Pretraining, written: Written, rounds: Rounds, folder: Path, rng: Csprng) -> Iterator[PhaseResult]:
-    """Each phase, when it has ended; merged models are written below `folder`. `rng`: for the public steps.
+def play(
+    plan: Pretraining,
+    written: Written,
+    rounds: Rounds,
+    folder: Path,
+    rng: Csprng,
+    opening: Sequence[PhaseResult] = (),
+) -> Iterator[PhaseResult]:
+    """Each phase, when it has ended; merged models are written below `folder`. `rng`: for the public steps. `opening`:
+    public phases that another run of the same plan has played, so that the comparisons need not play them again.
 
     Raises:
         BudgetExceededError: The federated phases together do not fit into the budget. AdapterError E508: a method whose
@@ -176,7 +195,9 @@ def play(plan: Pretraining, written: Written, rounds: Rounds, folder: Path, rng:
     texts = read_texts(plan.settings, planned[0], written)
     rounds.admit([m for phase, m in zip(plan.phases, planned, strict=True) if phase.kind == "federated"])
     chain = _Chain(plan, texts, rounds, folder, rng)
-    for number in range(1, len(plan.phases) + 1):
+    if opening:
+        chain.goes_on_from(opening)
+    for number in range(len(opening) + 1, len(plan.phases) + 1):
         yield chain.live(number, planned[0] if number == 1 else None)
 
 
@@ -235,16 +256,18 @@ class _Plateaued(Exception):
 class _InProcess:
     """All sites in this process, each with a ledger of its own."""
 
-    def __init__(self, plan: Pretraining, written: Written, ledgers: Sequence[PrivacyLedger], rng: Csprng) -> None:
-        self._plan, self._written, self._ledgers, self._rng = plan, written, ledgers, rng
+    def __init__(
+        self, plan: Pretraining, written: Written, ledgers: Sequence[PrivacyLedger], rng: Csprng, who: Who
+    ) -> None:
+        self._plan, self._written, self._ledgers, self._rng, self._who = plan, written, ledgers, rng, who
 
     @classmethod
     @contextmanager
-    def open(cls, plan: Pretraining, written: Written, folder: Path, rng: Csprng) -> Iterator["_InProcess"]:
+    def open(cls, plan: Pretraining, written: Written, folder: Path, rng: Csprng, who: Who) -> Iterator["_InProcess"]:
         """With the ledgers in `folder`."""
         with ExitStack() as stack:
             opened = (PrivacyLedger.open(folder / f"{n}.db", silo=n, population="-") for n in written.sites)
-            yield cls(plan, written, [stack.enter_context(ledger) for ledger in opened], rng)
+            yield cls(plan, written, [stack.enter_context(ledger) for ledger in opened], rng, who)
 
     def admit(self, planned: Sequence[Manifest]) -> None:
         for ledger in self._ledgers:
@@ -268,7 +291,7 @@ class _InProcess:
 
         self._charge(learner.manifest, 1)  # before anything is drawn, as every round
         try:
-            model = federation.federated(self._rng, on_round=on_round)
+            model = federation.learned_by(self._who, self._rng, on_round=on_round)
         except _Plateaued as reached:
             model = reached.model
         return parameters_of(model, learner.manifest).copy(), losses
@@ -291,6 +314,14 @@ class _Chain:
     def __init__(self, plan: Pretraining, texts: Texts, rounds: Rounds, folder: Path, rng: Csprng) -> None:
         self._plan, self._texts, self._rounds, self._folder, self._rng = plan, texts, rounds, folder, rng
         self._base = locate(plan.start)
+
+    def goes_on_from(self, opening: Sequence[PhaseResult]) -> None:
+        """Raises ValueError for a phase that charges, or is not the plan's."""
+        planned = [(number, phase) for number, phase in enumerate(self._plan.phases, start=1)]
+        found = [(done.number, Phase(done.kind, done.section)) for done in opening]
+        if found != planned[: len(found)] or any(done.kind != "public" for done in opening):
+            raise ValueError(f"phases {found} do not open {planned}")
+        self._base = opening[-1].model
 
     def live(self, number: int, manifest: Manifest | None) -> PhaseResult:
         """One phase. `manifest`: if it is there already."""
