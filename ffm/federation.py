@@ -91,20 +91,23 @@ class Federation:
     def with_errors(self, rng: Csprng, private: bool = True) -> tuple[Personalised, tuple[AggregationError, ...]]:
         """As personalised, and of every round what averaging did to the products of the sites' matrices.
 
-        Raises AdapterError E507 under R2, whose sites have no adapters of their own: their gradients are summed.
+        Raises AdapterError E507 under R2, whose sites have no adapters of their own: their gradients are summed; and
+        under C with a rotation, whose sites send no single adapter.
         """
-        if self.manifest.privacy.protocol == "R2":
-            what = "sites that sum gradients have no adapters of their own to average"
-            raise AdapterError(what, found="R2", expected="R1, C or none", code="E507")
-        found: list[AggregationError] = []
+        rotated = self.manifest.aggregation.rotation is not None
+        if self.manifest.privacy.protocol == "R2" or rotated:
+            what = "sites that sum gradients or rotate have no adapters of their own to average"
+            found = self.manifest.privacy.protocol + (", rotated" if rotated else "")
+            raise AdapterError(what, found=found, expected="R1, C or none, not rotated", code="E507")
+        errors: list[AggregationError] = []
         adapter, scale = self.manifest.adapter, float(self.manifest.aggregation.scale)
 
         def measure(parameters: Model, updates: Sequence[Update], personal: Sequence[Vector]) -> None:
             differences = [u / scale if u.dtype == np.int64 else u for u in updates]
             shared = [(parameters + d).astype(np.float32) for d in differences]
-            found.append(aggregation_error(self.learner.model, adapter, list(zip(shared, personal, strict=True))))
+            errors.append(aggregation_error(self.learner.model, adapter, list(zip(shared, personal, strict=True))))
 
-        return self._learn(self.sites, self._plan(private), rng, on_updates=measure), tuple(found)
+        return self._learn(self.sites, self._plan(private), rng, on_updates=measure), tuple(errors)
 
     def local_noise(self, rng: Csprng) -> Model:
         """As federated, but every site adds the whole noise."""

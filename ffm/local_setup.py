@@ -46,30 +46,34 @@ CPU: Final = Compute()
 
 @dataclass(frozen=True, slots=True)
 class LocalSetup:
-    """A site's files and how it computes. `personal`: the file of its personal tensors, where the manifest has some."""
+    """A site's files and how it computes. `personal`: the file of its personal tensors, where the manifest has some.
+    `judges`: models are judged on the records, which are public, and nothing is trained."""
 
     base_model: Path
     data: Path
     task_file: Path | None = None
     personal: Path | None = None
     compute: Compute = CPU
+    judges: bool = False
 
     def header(self) -> dict[str, Any]:
         """As the training process is told."""
         paths = {"base_model": self.base_model, "data": self.data, "task_file": self.task_file}
         paths["personal"] = self.personal
-        return {name: "" if path is None else str(path) for name, path in paths.items()} | asdict(self.compute)
+        texts = {name: "" if path is None else str(path) for name, path in paths.items()}
+        return {**texts, "judges": self.judges, **asdict(self.compute)}
 
     @classmethod
     def parse(cls, header: Mapping[str, Any]) -> "LocalSetup":
         """What `header` wrote. Raises TrainingProcessError E522, E525."""
         wanted: dict[str, type] = dict.fromkeys(("base_model", "data", "task_file", "personal"), str)
         wanted |= {"device": str, "threads": int, "precision": str, "checkpointing": bool, "physical_batch": int}
+        wanted["judges"] = bool
         if any(type(header.get(name)) is not kind for name, kind in wanted.items()):
             raise TrainingProcessError("an incomplete request", expected=", ".join(wanted), code="E522")
         compute = Compute(**{name: header[name] for name in Compute.__dataclass_fields__})
         task_file, personal = (Path(header[name]) if header[name] else None for name in ("task_file", "personal"))
-        return cls(Path(header["base_model"]), Path(header["data"]), task_file, personal, compute)
+        return cls(Path(header["base_model"]), Path(header["data"]), task_file, personal, compute, header["judges"])
 
 
 def personal_file(state: Path, manifest: Manifest) -> Path | None:

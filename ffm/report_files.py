@@ -140,6 +140,18 @@ def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: Ve
     return _write(folder / REPORT, build_report(facts), server, owner)
 
 
+def add_statements(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
+    """As `write_report`, for a report of the same rounds that was there already: of it everything stays but the
+    statements, so nothing that was attached to it is lost.
+
+    Raises:
+        ReportError: E603, the report that is there does not verify; and as `write_report`.
+    """
+    there = read_verified(folder / REPORT)["facts"]
+    there["statements"] = facts.to_json()["statements"]
+    return _write(folder / REPORT, rebuild_report(there), server, owner)
+
+
 def _write(path: Path, report: dict[str, Any], server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
     body = signed.canonical(report)
     failed = [check for check in verify_report(report) if not check.ok]

@@ -157,6 +157,10 @@ class ServerRun:
                 )
         return model
 
+    async def ended(self, initial: Model) -> bool:
+        """Whether an earlier process of this task has left no round to run. Raises what `over` raises."""
+        return self._next_key() is None or await self.over(self._released, self._folder.checkpoint(initial))
+
     @property
     def _released(self) -> int:
         return sum(facts.status == "released" for facts in self.state.rounds)

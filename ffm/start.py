@@ -17,7 +17,7 @@ from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
 from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
-from ffm.report_files import REPORT, Documents, gather, write_report
+from ffm.report_files import REPORT, Documents, add_statements, gather, write_report
 from ffm.round_update import Trainer
 from ffm.run_folder import MANIFEST, write_atomic
 from ffm.server_run import ServerRun
@@ -126,14 +126,17 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     judge = _judge(site, options.validation, run_folder, on_event)
     try:
         run.pull = _offer(site, rpc)
-        resumed = journal.last != (0, 0) and await run.restore(await asyncio.to_thread(_first_model, site))
+        begun = journal.last != (0, 0)
+        resumed = begun and await run.restore(await asyncio.to_thread(_first_model, site))
         await rpc.start(*site.address)
         if judge is not None:
             await judge.open()
             run.over = judge.over
         if not resumed:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
-            await rpc.wait_connected((*second, *site.roster.ids), options.wait_connected_s)
+            ended = begun and await run.ended(await asyncio.to_thread(_first_model, site))
+            late = tuple(client for client in site.roster.ids if client not in kept)  # whose statement is missing
+            await rpc.wait_connected(late if ended else (*second, *site.roster.ids), options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = {**kept, **await run.finish(options.wait_statements_s)}
         write_statements(run_folder, statements)
@@ -141,9 +144,12 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         if run.importance is not None:
             write_atomic(run_folder / IMPORTANCE, model_bytes(run.importance))
         new = len(run.state.rounds) > attempts or statements != kept or not (run_folder / REPORT).exists()
-        if new and site.manifest.privacy.protocol != "none":  # else what was attached to the report would be lost
+        if new and site.manifest.privacy.protocol != "none":
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
-            await asyncio.to_thread(write_report, run_folder, facts, site.identity, site.owner)
+            write = (
+                add_statements if len(run.state.rounds) == attempts and (run_folder / REPORT).exists() else write_report
+            )
+            await asyncio.to_thread(write, run_folder, facts, site.identity, site.owner)
     finally:
         if judge is not None:
             await judge.close()
@@ -169,7 +175,7 @@ def _judge(site: Site, chosen: Validation | None, run_folder: Path, on_event: Ev
         return None
     own = site.settings
     compute = Compute(own.device, 1, own.precision, own.checkpointing, own.physical_batch)
-    setup = LocalSetup(_base_model(site), chosen.data, site.task_file, compute=compute)
+    setup = LocalSetup(_base_model(site), chosen.data, site.task_file, compute=compute, judges=True)
     return Judge(site.manifest, setup, chosen, run_folder, on_event)
 
 

@@ -21,6 +21,11 @@ class Team:
     device: torch.device
 
     @property
+    def alone(self) -> bool:
+        """Whether there are no others."""
+        return not _several()
+
+    @property
     def first(self) -> bool:
         """Whether this process speaks to the server."""
         return not _several() or dist.get_rank() == 0

@@ -9,7 +9,8 @@ The model is the one of the site's signed manifest, base model and adapter, chec
 collator, optimizer and schedule stay the script's. A round is `local_steps` optimizer steps of the Trainer: before the
 first of them the callback loads the round's global parameters and waits for the round to begin, after the last one it
 hands in the difference, under the same masks as any client's. When the federation ends, so does the training, and the
-model holds the last global parameters.
+model holds the last global parameters. A process that lives on after its Trainer has failed, as a notebook does, leaves
+the federation by `federation.close()`, or writes the three lines under `with SecAggCallback(...) as federation:`.
 
 The Trainer decides what a step is, so nothing can be promised about a record: manifests of protocols R1 and R2 are
 refused (docs/adr/0065). Under "none" nothing is promised; under C the whole difference is bounded and noised after the
@@ -24,7 +25,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ from protocol.manifest import Manifest
 
 Join = Callable[[Trainer, Model], Coroutine[Any, Any, tuple[int, Model | None]]]
 _CODE = "E541"
-_BEGIN, _END, _FAILED = range(3)  # what the first of a client's processes tells the others
+_BEGIN, _END, _FAILED, _WAITING = range(4)  # what the first of a client's processes tells the others
+_SIGN_OF_LIFE_S = 60.0  # the others wait in a collective operation, which must not take as long as a round may
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,20 @@ class _Round:
     number: int
     vector: Vector = field(repr=False)
     update: "Future[Update]" = field(repr=False)
+
+    def answer(self, update: Update | BaseException) -> None:
+        """Hand in; nothing happens where the round went on without us."""
+        try:
+            if isinstance(update, BaseException):
+                self.update.set_exception(update)
+            else:
+                self.update.set_result(update)
+        except InvalidStateError:
+            pass  # cancelled
+
+    def refuse(self) -> None:
+        """The client leaves the federation, which is told."""
+        self.answer(TrainingProcessError("the Trainer ended before the federation did", code=_CODE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +89,26 @@ class _Line:
     def __init__(self, keep: Callable[[int], None]) -> None:
         self.news: queue.Queue[_Round | _Ended] = queue.Queue()
         self._keep = keep
+        self._closed = threading.Event()
 
     async def train(self, round_: int, parameters: Model) -> Update:
-        """Ask the training thread, and wait for it."""
+        """Ask the training thread, and wait for it. Raises TrainingProcessError E541 when there is none any more."""
         wanted = _Round(round_, parameters, Future())
         self.news.put(wanted)
+        if self._closed.is_set():
+            wanted.refuse()
         return await asyncio.wrap_future(wanted.update)
+
+    def close(self) -> None:
+        """Nobody trains any more: what was asked, or will be, is refused."""
+        self._closed.set()
+        while True:
+            try:
+                news = self.news.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(news, _Round):
+                news.refuse()
 
     async def keep(self, round_: int) -> None:
         """As `PersonalState.keep`."""
@@ -175,19 +205,29 @@ class SecAggCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """A Trainer that ends in the middle of a round leaves the federation, which is told."""
-        if self._round is not None:
-            self._let_go()
-            error = TrainingProcessError("the Trainer ended before the federation did", code=_CODE)
-            self._answer(self._round, error)
-            self._round = None
+        self.close()
         return control
+
+    def close(self) -> None:
+        """Leave the federation if it has not ended: after a Trainer that failed. It may be called again."""
+        self._let_go()
+        if self._round is not None:
+            self._round.refuse()
+            self._round = None
+        self._line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 
     def _next(self, control: TrainerControl) -> None:
         """Wait for what comes, in all processes of the client: a round, which is begun, or the end."""
-        news = self._line.news.get() if self._team.first else None
         none = np.empty(0, np.float32)
+        news = self._heard() if self._team.first else None
         own = self._personal.kept
         match news:
             case _Round(number, vector):
@@ -199,6 +239,8 @@ class SecAggCallback(TrainerCallback):
             case _:
                 told, values = self._team.tell((_FAILED, 0), none)
         kind, number = told
+        while kind == _WAITING:  # in all but the first, which tells it
+            (kind, number), values = self._team.tell((_WAITING, 0), none)
         if kind == _BEGIN:
             self._begin(news if isinstance(news, _Round) else _Round(number, none, Future()), values)
             return
@@ -210,6 +252,14 @@ class SecAggCallback(TrainerCallback):
             raise TrainingProcessError("the federation failed; the first process says why", code=_CODE)
         if len(values):
             self._learner.put(values)
+
+    def _heard(self) -> _Round | _Ended:
+        """What comes; until it does, the other processes are told that there is nothing yet."""
+        while True:
+            try:
+                return self._line.news.get(timeout=None if self._team.alone else _SIGN_OF_LIFE_S)
+            except queue.Empty:
+                self._team.tell((_WAITING, 0), np.empty(0, np.float32))
 
     def _begin(self, round_: _Round, values: Vector) -> None:
         learner, spec = self._learner, self.manifest.adapter
@@ -226,9 +276,9 @@ class SecAggCallback(TrainerCallback):
         try:
             update = self._update(round_)
         except AdapterError as error:  # not finite: the network's side withdraws with its code
-            self._answer(round_, error)
+            round_.answer(error)
             return
-        self._answer(round_, update)
+        round_.answer(update)
 
     def _update(self, round_: _Round) -> Update:
         moving = self._let_go()
@@ -250,15 +300,6 @@ class SecAggCallback(TrainerCallback):
         stack.close()
         self._moving = None
         return moving
-
-    def _answer(self, round_: _Round, update: Update | BaseException) -> None:
-        try:
-            if isinstance(update, BaseException):
-                round_.update.set_exception(update)
-            else:
-                round_.update.set_result(update)
-        except InvalidStateError:
-            pass  # cancelled: the round went on without us
 
     def _check(self, args: TrainingArguments, state: TrainerState, model: object) -> None:
         training = self.manifest.training

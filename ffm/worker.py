@@ -63,7 +63,8 @@ class LocalTraining:
         """Check the base model against the manifest, build the adapter, read and tokenise the records."""
         verify_base_model(manifest.base_model, setup.base_model)
         records = find(manifest.training.task, setup.task_file).read(setup.data, manifest.training)
-        if len(records) > manifest.privacy.max_records:  # δ and the headroom of the sum stand on this bound
+        # δ and the headroom of the sum stand on this bound; what is only judged on is in neither.
+        if len(records) > manifest.privacy.max_records and not setup.judges:
             raise DataError(
                 f"{setup.data.name} holds more records than the manifest allows for all sites together",
                 found="more",  # the count stays at this site
@@ -117,6 +118,7 @@ class Worker:
     def __init__(self, after_load: Callable[[], None]) -> None:
         """`after_load` runs when everything is imported; what it raises is the answer."""
         self._training: LocalTraining | None = None
+        self._judges = False
         self._after_load = after_load
 
     def answer(self, header: Mapping[str, Any], body: bytes) -> bytes:
@@ -152,13 +154,15 @@ class Worker:
         torch.set_num_threads(max(1, setup.compute.threads))
         loaded = LocalTraining.load(parse_model(Manifest, "manifest", body), setup)
         self._after_load()
-        self._training = loaded
+        self._training, self._judges = loaded, setup.judges
         manifest = loaded.learner.manifest
         initial = loaded.learner.initial()  # what the manifest's seed gives: round 1 must start here
         return frames.pack({"ok": "load", "parameters": manifest.adapter.size}, initial.astype("<f4").tobytes())
 
     def _train(self, header: Mapping[str, Any], body: bytes) -> bytes:
         training, round_ = self._loaded(header)
+        if self._judges:
+            raise TrainingProcessError("train on records that are only judged on", expected="score", code="E522")
         update = training.update(_vector(body), round_)
         return frames.pack({"ok": "train"}, update.astype(update.dtype.newbyteorder("<")).tobytes())
 

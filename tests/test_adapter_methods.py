@@ -246,10 +246,10 @@ def test_saved_and_merged_models_have_the_same_logits_in_plain_libraries(
 
     if method == "prefix":
         with pytest.raises(AdapterError) as caught:
-            adapters.merge(model, spec, tmp_path / "merged", models.load_tokenizer(tiny_bert))
+            adapters.merge(model, spec, tmp_path / "merged", tiny_bert)
         assert caught.value.code == "E508"
     else:
-        adapters.merge(model, spec, tmp_path / "merged", models.load_tokenizer(tiny_bert))
+        adapters.merge(model, spec, tmp_path / "merged", tiny_bert)
         whole = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "merged"), local_files_only=True)
         assert (logits(whole) - expected).abs().max() < 1e-5
         # The next phase's base model: pinned and loaded like any other, with nothing new in it.

@@ -150,6 +150,13 @@ def test_without_a_chat_template_a_response_follows_on_a_new_line(llama: Path) -
     assert tokenizer.decode(dataset[LABELS][0][dataset[LABELS][0] != IGNORED]) == "Yes<|im_end|>"
 
 
+def test_a_template_that_asks_the_date_gets_the_same_everywhere(llama: Path) -> None:
+    task, _, tokenizer, how = loaded("instruction-tuning", llama)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    dataset = task.tensors(tokenizer, [Record("Fever?", "Yes")], how)
+    assert tokenizer.decode(dataset[IDS][0]).startswith("01 Jan 2026\nFever?")
+
+
 # The loss of one record
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from simulator import Federation, Simulation, insecure_rng, make_manifest, random_values
 
 from dp.ledger import PrivacyLedger
+from dp.report_facts import ReportFacts
 from dp.store import next_row
 from ffm.client_run import STATEMENT_KIND, round_charge, statement_body
-from ffm.report_files import KIND, Documents, gather, verify_files, write_report
+from ffm.report_files import KIND, Documents, add_statements, attach, gather, verify_files, write_report
 from ffm.run_folder import RoundFacts, RunState
 from protocol import signed
 from protocol.effects import Released
@@ -57,7 +59,12 @@ def _facts(simulation: Simulation) -> RoundFacts:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Federation]:
+def run(whole: tuple[Path, Federation, ReportFacts]) -> tuple[Path, Federation]:
+    return whole[:2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Federation, ReportFacts]:
     """Three real rounds, client 2 lost in the second; every client's real ledger; the report in a folder."""
     folder = tmp_path_factory.mktemp("run")
     federation = Federation.create(make_manifest())
@@ -91,7 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Federation]:
     )
     facts = gather(documents, state, statements, (), "not measured")
     write_report(folder, facts, federation.server_key, OWNER.verify_key)
-    return folder, federation
+    return folder, federation, facts
 
 
 def _failed(path: Path) -> list[str]:
@@ -101,6 +108,21 @@ def _failed(path: Path) -> list[str]:
 def test_an_honest_report_verifies(run: tuple[Path, Federation]) -> None:
     assert _failed(run[0] / "report.json") == []
     assert all(check.ok for check in verify_files(run[0] / "report.json", None))
+
+
+def test_a_statement_that_comes_late_leaves_what_was_attached(
+    whole: tuple[Path, Federation, ReportFacts], tmp_path: Path
+) -> None:
+    folder, federation, facts = whole
+    late = tmp_path / "report.json"
+    write_report(tmp_path, replace(facts, statements=facts.statements[1:]), federation.server_key, OWNER.verify_key)
+    note = tmp_path / "governance.json"
+    note.write_text('{"contact": "the desk on the second floor"}')
+    attach(late, federation.server_key, None, note)
+    add_statements(tmp_path, facts, federation.server_key, OWNER.verify_key)
+    assert _failed(late) == []
+    found, there = (json.loads((f / "report.json").read_bytes())["facts"] for f in (tmp_path, folder))
+    assert found == {**there, "governance": {"contact": "the desk on the second floor"}}
 
 
 def test_another_owner_is_noticed(run: tuple[Path, Federation]) -> None:

@@ -252,6 +252,34 @@ def test_a_trainer_that_ends_early_or_breaks_down_tells_the_network(base: Path, 
     assert caught.value.code == "E504"
 
 
+def test_who_fails_and_lives_on_leaves_the_federation(base: Path, tmp_path: Path) -> None:
+    """As in a notebook: the training raises, the process and the network's thread stay."""
+    manifest = manifest_of(base, "lora", rounds=ROUNDS, local_steps=STEPS)
+    told: list[str] = []
+
+    async def waits(asks: Any, initial: Vector) -> tuple[int, None]:
+        for round_ in (1, 2):
+            try:
+                await asks.train(round_, initial)
+            except SecAggError as error:
+                told.append(error.code)
+        return 1, None
+
+    class Cut(Exception):
+        pass
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise Cut
+
+    with pytest.raises(Cut), SecAggCallback.of(Learner.load(manifest, base), waits) as federation:
+        trainer = script(federation, tmp_path)
+        trainer.training_step = fails  # type: ignore[method-assign]
+        trainer.train()
+    federation._line.news.get(timeout=10)
+    federation.close()
+    assert told == ["E541", "E541"]
+
+
 def test_a_round_that_went_on_without_the_client_is_left_behind(base: Path, tmp_path: Path) -> None:
     """Its update has nobody waiting for it; the next round is begun from its own parameters."""
     manifest = manifest_of(base, "lora", rounds=ROUNDS, local_steps=STEPS)

@@ -48,6 +48,19 @@ def site_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_records_to_judge_by_may_be_many_and_are_never_trained_on(manifest: Manifest, site_csv: Path) -> None:
+    small = manifest.privacy.model_copy(update={"max_records": 39})
+    few = manifest.model_copy(update={"privacy": small})
+    worker = Worker(lambda: None)
+    assert _error(worker.answer(*_load(few, site_csv)))["code"] == "E517"
+    ready = frames.read(io.BytesIO(worker.answer(*_load(few, site_csv, judges=True))))
+    assert ready is not None and ready[0]["ok"] == "load"
+    refused = _error(worker.answer({"op": "train", "round": 1}, ready[1]))
+    assert refused["code"] == "E522" and "judged" in refused["what"]
+    scored = frames.read(io.BytesIO(worker.answer({"op": "score", "round": 1}, ready[1])))
+    assert scored is not None and scored[0]["scores"]["loss"] > 0
+
+
 # -- frames --------------------------------------------------------------------------------------------------
 
 HEADERS = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=9) | st.none(), max_size=3)

@@ -4,8 +4,8 @@ The flat vector is the concatenation, row-major, float32, of the tensors in the 
 of `AdapterSpec.personal` are trained beside them and never leave their client. Names are those of the saved file.
 """
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ from ffm.adapters.flat import (
 from ffm.adapters.method import AdapterSettings, Method, is_head
 from ffm.adapters.registry import METHODS, find
 from ffm.errors import AdapterError
+from ffm.models import loaded_files
 from protocol.manifest import AdapterSpec, Manifest, TensorSpec
 
 __all__ = [
@@ -165,8 +166,9 @@ def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path, base_name: s
     find(spec.method).save(model, folder, base_name)
 
 
-def merge(model: nn.Module, spec: AdapterSpec, folder: Path, tokenizer: Any) -> None:
-    """Write base model and adapter as one model in plain transformers: safetensors, config, tokenizer. Uses `model` up.
+def merge(model: nn.Module, spec: AdapterSpec, folder: Path, base_model: Path) -> None:
+    """Write base model and adapter as one model in plain transformers: safetensors, config, and the tokenizer's files
+    of `base_model` as they are. Uses `model` up.
 
     The folder is a base model like any other, so one phase's result is the next phase's start. Dropout rates are
     written as they were trained with: 0.
@@ -175,6 +177,8 @@ def merge(model: nn.Module, spec: AdapterSpec, folder: Path, tokenizer: Any) -> 
         AdapterError: E508 if the method has no merged form.
     """
     merged = find(spec.method).merged(model)
-    merged.name_or_path = merged.config.name_or_path = tokenizer.name_or_path = folder.name  # no path of this machine
+    merged.name_or_path = merged.config.name_or_path = folder.name  # no path of this machine
     merged.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    for name in loaded_files(base_model):
+        if not (folder / name).exists() and not name.startswith("model"):
+            shutil.copyfile(base_model / name, folder / name)

@@ -20,7 +20,7 @@ class Row:
     privacy: str  # NO_DP, or protocol and ε
     seed: int
     scores: Mapping[str, float]  # on the held-out records of all sites
-    train: float = math.nan  # the headline on training records, mean over their sites: the gap to `scores` is overfitting
+    train: float = math.nan  # the headline on training records, mean over sites: the gap to `scores` is overfitting
     outside: float = math.nan  # the headline on held-out records of sites that were not trained on, in the mean
     worst: float = math.nan  # the headline at the site where it is worst
     samples: int = 0  # seen in training, in the mean

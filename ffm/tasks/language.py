@@ -29,6 +29,8 @@ MASK_TOKEN: Final = "mask_token"  # noqa: S105 - a field: the id of [MASK], once
 _MASKED_PERCENT: Final = 15
 _LOGITS: Final = 2**25  # of one evaluation batch
 _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # public: the same masks for every model
+# In front of a chat template: what it takes for today, in whatever format, is the same at every site and in every year.
+_TODAY: Final = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro %}"
 
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
 
@@ -247,10 +249,11 @@ def _conversation(tokenizer: Any, record: Record) -> Row:
         prompt = tokenizer(record.text + "\n")["input_ids"]
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return prompt, tokenizer(record.label, add_special_tokens=False)["input_ids"] + end
+    template = _TODAY + tokenizer.get_chat_template()
     turns = [{"role": "user", "content": record.text}]
-    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     turns.append({"role": "assistant", "content": record.label})
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     if not whole.startswith(asked):
         raise ModelError(
             "the tokenizer's chat template does not put the response behind the prompt",

@@ -13,7 +13,6 @@ released models and public text alone, so it costs no privacy; rounds that are n
 consortium lives through all phases (`secagg demo pretrain`).
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,15 +29,14 @@ from dp.budget import check_next
 from dp.ledger import Charge, PrivacyLedger
 from dp.objective import Dataset
 from dp.sampling import Csprng
-from ffm.adapters import find as find_method
-from ffm.adapters import load_flat
+from ffm.adapters import merge
 from ffm.client_run import budget_of, round_charge
 from ffm.data import Record
 from ffm.errors import AdapterError, DataError
 from ffm.federation import Federation, Who
 from ffm.learner import Learner, Vector, plan_of
 from ffm.local_setup import CPU, Compute
-from ffm.models import loaded_files, locate, verify_base_model
+from ffm.models import locate, verify_base_model
 from ffm.plateau import Plateau, comparable
 from ffm.sources import Written
 from ffm.step import Model, parameters_of
@@ -336,7 +334,10 @@ class _Chain:
         else:
             vector, losses = self._rounds.train(number, learner, self._base)
         after = self._judge(learner, vector)
-        self._base = self._merge(learner, vector, self._folder / f"phase-{number}")
+        folder = self._folder / f"phase-{number}"
+        learner.put(vector)
+        merge(learner.model, manifest.adapter, folder, self._base)
+        self._base = folder
         rounds = len(losses) - 1
         return PhaseResult(
             number=number,
@@ -374,16 +375,6 @@ class _Chain:
 
         clients = {name: perplexity(records) for name, records in self._texts.tests.items()}
         return Perplexities(perplexity(self._texts.validation), perplexity(self._texts.held_out), clients)
-
-    def _merge(self, learner: Learner, vector: Vector, folder: Path) -> Path:
-        """The result as a base model: weights in safetensors, config, and the tokenizer's files as they were."""
-        load_flat(learner.model, learner.manifest.adapter, vector)
-        merged = find_method(learner.manifest.adapter.method).merged(learner.model)
-        merged.save_pretrained(str(folder))
-        for name in loaded_files(self._base):
-            if not (folder / name).exists() and not name.startswith("model"):
-                shutil.copyfile(self._base / name, folder / name)
-        return folder
 
 
 def _loss(learner: Learner, vector: Vector, validation: Dataset) -> float:

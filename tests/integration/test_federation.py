@@ -120,7 +120,7 @@ def test_a_server_that_judges_is_killed_and_ends_the_task_where_it_would_have(
     report = (run / "report.json").read_bytes()
     stated = {path.name: path.read_bytes() for path in (run / "statements").iterdir()}
     assert len(stated) == 8 and json.loads(report)["groups"][3]["headline"]["complete"]
-    again = Process("server", consortium.server, "--run", run, *rule, "--connect-seconds", "0.1")
+    again = Process("server", consortium.server, "--run", run, *rule)  # waits for nobody, as everybody has stated
     started.append(again)
     assert again.ended() == 0, again.stderr
     assert {path.name: path.read_bytes() for path in (run / "statements").iterdir()} == stated
