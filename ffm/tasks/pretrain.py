@@ -312,6 +312,7 @@ class _Chain:
     def __init__(self, plan: Pretraining, texts: Texts, rounds: Rounds, folder: Path, rng: Csprng) -> None:
         self._plan, self._texts, self._rounds, self._folder, self._rng = plan, texts, rounds, folder, rng
         self._base = locate(plan.start)
+        self._judged: Perplexities | None = None  # what `_base` is; after merging the same model but for rounding
 
     def goes_on_from(self, opening: Sequence[PhaseResult]) -> None:
         """Raises ValueError for a phase that charges, or is not the plan's."""
@@ -319,7 +320,7 @@ class _Chain:
         found = [(done.number, Phase(done.kind, done.section)) for done in opening]
         if found != planned[: len(found)] or any(done.kind != "public" for done in opening):
             raise ValueError(f"phases {found} do not open {planned}")
-        self._base = opening[-1].model
+        self._base, self._judged = opening[-1].model, opening[-1].after
 
     def live(self, number: int, manifest: Manifest | None) -> PhaseResult:
         """One phase. `manifest`: if it is there already."""
@@ -328,12 +329,12 @@ class _Chain:
         manifest = manifest or self._plan.manifest(number, str(self._base))
         verify_base_model(manifest.base_model, self._base)
         learner = Learner.load(manifest, self._base, self._plan.compute)
-        before = self._judge(learner, learner.initial())
+        before = self._judge(learner, learner.initial()) if self._judged is None else self._judged
         if phase.kind == "public":
             vector, losses = self._public(learner)
         else:
             vector, losses = self._rounds.train(number, learner, self._base)
-        after = self._judge(learner, vector)
+        self._judged = after = self._judge(learner, vector)
         folder = self._folder / f"phase-{number}"
         learner.put(vector)
         merge(learner.model, manifest.adapter, folder, self._base)
