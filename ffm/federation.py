@@ -121,8 +121,10 @@ class Federation:
         return self._learn((union(self.sites),), plan, rng, on_round).model
 
     def alone(self, site: int, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
-        """One site, from 0, by itself."""
-        return self._learn((self.sites[site],), self._plan_of_one(private), rng, on_round).model
+        """One site, from 0, by itself. Under R2 the step divides by what all sites expect: without noise, against which
+        nothing else counts, its sum is taken as many times as there are sites."""
+        times = len(self.sites) if self.manifest.privacy.protocol == "R2" and not private else 1
+        return self._learn((self.sites[site],), self._plan_of_one(private), rng, on_round, times=times).model
 
     def learned_by(self, who: Who, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """`federated`, `centralised` or `alone`."""
@@ -189,6 +191,7 @@ class Federation:
         rng: Csprng,
         on_round: OnRound = _ignore,
         on_updates: OnUpdates = _ignore,
+        times: int = 1,
     ) -> Personalised:
         model, personal = self.start, [self.personal_start] * len(sites)
         scale = float(self.manifest.aggregation.scale)
@@ -203,7 +206,7 @@ class Federation:
                 total += np.rint(update if update.dtype == np.int64 else update * scale).astype(np.int64)
                 updates.append(update)
             on_updates(parameters, updates, personal)
-            model = self.step(model, total, len(sites), self.manifest)
+            model = self.step(model, times * total, len(sites), self.manifest)
             on_round(round_, model)
         return Personalised(model, tuple(personal))
 

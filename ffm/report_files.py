@@ -140,16 +140,23 @@ def write_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: Ve
     return _write(folder / REPORT, build_report(facts), server, owner)
 
 
-def add_statements(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
-    """As `write_report`, for a report of the same rounds that was there already: of it everything stays but the
-    statements, so nothing that was attached to it is lost.
+def update_report(folder: Path, facts: ReportFacts, server: SigningKey, owner: VerifyKey) -> dict[str, Any]:
+    """As `write_report`, where there may be a report already: of one over the same rounds all stays but the statements,
+    so nothing that was attached to it is lost, and where no statement is new it is not touched.
 
     Raises:
         ReportError: E603, the report that is there does not verify; and as `write_report`.
     """
-    there = read_verified(folder / REPORT)["facts"]
-    there["statements"] = facts.to_json()["statements"]
-    return _write(folder / REPORT, rebuild_report(there), server, owner)
+    path = folder / REPORT
+    if not path.exists():
+        return write_report(folder, facts, server, owner)
+    report, new = read_verified(path), json.loads(signed.canonical(facts.to_json()))
+    there = report["facts"]
+    if there["rounds"] != new["rounds"]:
+        return write_report(folder, facts, server, owner)
+    if there["statements"] == new["statements"]:
+        return report
+    return _write(path, rebuild_report({**there, "statements": new["statements"]}), server, owner)
 
 
 def _write(path: Path, report: dict[str, Any], server: SigningKey, owner: VerifyKey) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dp.ledger import PrivacyLedger
 from ffm.client_run import ClientRun
 from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
-from ffm.report_files import REPORT, Documents, add_statements, gather, write_report
+from ffm.report_files import Documents, gather, update_report
 from ffm.round_update import Trainer
 from ffm.run_folder import MANIFEST, write_atomic
 from ffm.server_run import ServerRun
@@ -120,7 +120,7 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
     rpc = AggregationServer(ServerSetup(site.roster, site.tls, journal, state / "spool", on_event))
     run = ServerRun((site.manifest, site.roster), site.identity, rpc, journal, run_folder)
     run.deadlines, run.on_event = options.deadlines, on_event
-    attempts, kept = len(run.state.rounds), load_statements(run_folder)  # of clients that have ended
+    kept = load_statements(run_folder)  # of clients that have ended
     write_atomic(run_folder / MANIFEST, site.manifest.to_bytes())
     write_atomic(run_folder / (MANIFEST + SIGNATURE), site.manifest_signature)
     judge = _judge(site, options.validation, run_folder, on_event)
@@ -135,27 +135,30 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         if not resumed:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             ended = begun and await run.ended(await asyncio.to_thread(_first_model, site))
-            late = tuple(client for client in site.roster.ids if client not in kept)  # whose statement is missing
-            await rpc.wait_connected(late if ended else (*second, *site.roster.ids), options.wait_connected_s)
+            late = _late(site, run, kept) if ended else site.roster.ids
+            await rpc.wait_connected((*second, *late) if late else (), options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = {**kept, **await run.finish(options.wait_statements_s)}
         write_statements(run_folder, statements)
         await asyncio.to_thread(_write_adapter, site, model, run_folder / "adapter")
         if run.importance is not None:
             write_atomic(run_folder / IMPORTANCE, model_bytes(run.importance))
-        new = len(run.state.rounds) > attempts or statements != kept or not (run_folder / REPORT).exists()
-        if new and site.manifest.privacy.protocol != "none":
+        if site.manifest.privacy.protocol != "none":
             facts = gather(documents_of(site), run.state, statements, (), EVALUATION_NOT_MEASURED)
-            write = (
-                add_statements if len(run.state.rounds) == attempts and (run_folder / REPORT).exists() else write_report
-            )
-            await asyncio.to_thread(write, run_folder, facts, site.identity, site.owner)
+            await asyncio.to_thread(update_report, run_folder, facts, site.identity, site.owner)
     finally:
         if judge is not None:
             await judge.close()
         await rpc.stop()
         journal.close()
     return run_folder
+
+
+def _late(site: Site, run: ServerRun, kept: Mapping[ClientId, Statement]) -> tuple[ClientId, ...]:
+    """Clients of a run that has ended who have not stated what it cost them, or did so before its last round."""
+    facts = gather(documents_of(site), run.state, kept, (), EVALUATION_NOT_MEASURED)
+    stated = {accepted.statement["client_id"] for accepted in facts.statements}
+    return tuple(client for client in site.roster.ids if client not in stated)
 
 
 def _offer(site: Site, rpc: AggregationServer) -> Pull | None:

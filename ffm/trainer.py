@@ -107,8 +107,10 @@ class _Line:
                 news = self.news.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(news, _Round):
-                news.refuse()
+            if isinstance(news, _Ended):  # the last there is
+                self.news.put(news)
+                return
+            news.refuse()
 
     async def keep(self, round_: int) -> None:
         """As `PersonalState.keep`."""
@@ -158,7 +160,7 @@ class SecAggCallback(TrainerCallback):
         self._round: _Round | None = None
         self._moving: tuple[ExitStack, Any] | None = None
         self._steps = 0
-        self._started = False
+        self._started = self._closed = False
         self._team = Team(torch.device("cpu"))
 
     @property
@@ -210,6 +212,7 @@ class SecAggCallback(TrainerCallback):
 
     def close(self) -> None:
         """Leave the federation if it has not ended: after a Trainer that failed. It may be called again."""
+        self._closed = True
         self._let_go()
         if self._round is not None:
             self._round.refuse()
@@ -308,6 +311,7 @@ class SecAggCallback(TrainerCallback):
         halves = any(not method.moves(t.name, round_) for t in self.manifest.adapter.tensors for round_ in (1, 2))
         for wrong, what, found, do in (
             (self._started, "a federation is joined once", "a second training", "make a new SecAggCallback"),
+            (self._closed, "this callback has left the federation", "close()", "make a new SecAggCallback"),
             (
                 model is not self.model,
                 "the Trainer trains another model than the manifest's",

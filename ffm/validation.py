@@ -55,6 +55,7 @@ class Judge:
         self._run, self._on_event = run, on_event
         self._process: TrainingProcess | None = None
         self._digest = ""
+        self._told = 0  # the round of a plateau that was told
         self._losses: dict[int, float] = {}  # by the number of released rounds, ascending
 
     async def open(self) -> None:
@@ -92,7 +93,8 @@ class Judge:
             self._on_event({"event": "validated", "round": released, "loss": loss})
         if not self._plateau.reached([loss for number, loss in self._losses.items() if number <= released]):
             return False
-        if released < rounds:
+        if released < rounds and self._told != released:
+            self._told = released
             self._on_event({"event": "plateau", "round": released, "rounds": rounds})
         return True
 

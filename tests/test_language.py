@@ -155,6 +155,11 @@ def test_a_template_that_asks_the_date_gets_the_same_everywhere(llama: Path) -> 
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     dataset = task.tensors(tokenizer, [Record("Fever?", "Yes")], how)
     assert tokenizer.decode(dataset[IDS][0]).startswith("01 Jan 2026\nFever?")
+    for template in ("\n{{ messages[0]['content'] }}!", "   {% if true %}{{ messages[0]['content'] }}{% endif %}!"):
+        tokenizer.chat_template = template + "{% for m in messages[1:] %}{{ m['content'] }}{% endfor %}"
+        plain = tokenizer.apply_chat_template([{"role": "user", "content": "Fever?"}], tokenize=False)
+        dataset = task.tensors(tokenizer, [Record("Fever?", "Yes")], how)
+        assert tokenizer.decode(dataset[IDS][0]) == plain + "Yes"
 
 
 # The loss of one record

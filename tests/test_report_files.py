@@ -14,7 +14,7 @@ from dp.ledger import PrivacyLedger
 from dp.report_facts import ReportFacts
 from dp.store import next_row
 from ffm.client_run import STATEMENT_KIND, round_charge, statement_body
-from ffm.report_files import KIND, Documents, add_statements, attach, gather, verify_files, write_report
+from ffm.report_files import KIND, Documents, attach, gather, update_report, verify_files, write_report
 from ffm.run_folder import RoundFacts, RunState
 from protocol import signed
 from protocol.effects import Released
@@ -119,10 +119,25 @@ def test_a_statement_that_comes_late_leaves_what_was_attached(
     note = tmp_path / "governance.json"
     note.write_text('{"contact": "the desk on the second floor"}')
     attach(late, federation.server_key, None, note)
-    add_statements(tmp_path, facts, federation.server_key, OWNER.verify_key)
+    update_report(tmp_path, facts, federation.server_key, OWNER.verify_key)
     assert _failed(late) == []
     found, there = (json.loads((f / "report.json").read_bytes())["facts"] for f in (tmp_path, folder))
     assert found == {**there, "governance": {"contact": "the desk on the second floor"}}
+    written = late.read_bytes()
+    update_report(tmp_path, facts, federation.server_key, OWNER.verify_key)
+    assert late.read_bytes() == written  # nothing is new
+
+
+def test_a_report_over_fewer_rounds_is_written_anew(
+    whole: tuple[Path, Federation, ReportFacts], tmp_path: Path
+) -> None:
+    """The server went on after it had reported, and was killed before it reported again."""
+    _, federation, facts = whole
+    shorter = replace(facts, rounds=facts.rounds[:2], statements=())
+    update_report(tmp_path, shorter, federation.server_key, OWNER.verify_key)
+    update_report(tmp_path, facts, federation.server_key, OWNER.verify_key)
+    assert _failed(tmp_path / "report.json") == []
+    assert len(json.loads((tmp_path / "report.json").read_bytes())["facts"]["rounds"]) == ROUNDS
 
 
 def test_another_owner_is_noticed(run: tuple[Path, Federation]) -> None:

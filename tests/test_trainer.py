@@ -279,6 +279,11 @@ def test_who_fails_and_lives_on_leaves_the_federation(base: Path, tmp_path: Path
     federation.close()
     assert told == ["E541", "E541"]
 
+    with SecAggCallback.of(Learner.load(manifest, base), waits) as left:
+        late = script(left, tmp_path)
+    with pytest.raises(TrainingProcessError, match="has left the federation"):
+        late.train()
+
 
 def test_a_round_that_went_on_without_the_client_is_left_behind(base: Path, tmp_path: Path) -> None:
     """Its update has nobody waiting for it; the next round is begun from its own parameters."""

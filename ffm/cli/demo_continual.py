@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -124,7 +125,7 @@ def _print(layout: Layout, lived: tuple[Way, Sequence[Period], list[Seen]], seco
         "average": everywhere.average,
         "forgetting": everywhere.forgetting,
         "forward": everywhere.forward,
-        "average_by_site": {name: figures.average for name, figures in by_site.items()},
+        "by_site": {name: asdict(figures) for name, figures in by_site.items()},
         "spent": _spent(layout),
         "seconds": round(seconds),
     }
@@ -135,11 +136,12 @@ def _print(layout: Layout, lived: tuple[Way, Sequence[Period], list[Seen]], seco
     for after, row in enumerate(table_of(seen, _KEY, 0)):
         table.add_row(f"period {after}" if after else "before any", *(f"{score:.3f}" for score in row))
     out.result(value, table)
-    averages = ", ".join(f"{name} {figures.average:.3f}" for name, figures in by_site.items())
+    figures = Table("records of", "average", "forgetting", "forward transfer")
+    for name, own in {"all": everywhere, **by_site}.items():
+        figures.add_row(name, *(f"{value:.3f}" for value in (own.average, own.forgetting, own.forward)))
+    out.result(value, figures)
     out.result(
         value,
-        f"average {everywhere.average:.3f} (by hospital: {averages}), forgetting {everywhere.forgetting:.3f}, "
-        f"forward transfer {everywhere.forward:.3f}\n"
         f"{next(iter(names))}'s ledger: {value['spent']}\n"
         f"{seconds:.0f} s; next: " + "\n      ".join(f"secagg report verify {run}/report.json" for run in runs),
     )

@@ -45,6 +45,8 @@ SMALL: Final = "replay, a quarter kept"
 WAYS: Final = {method: Way(method) for method in METHODS} | {SMALL: Way("replay", replay=Fraction(1, 4))}
 _KEY: Final = "accuracy"
 
+BySite = dict[str, list[dict[str, float]]]  # by row: of each hospital average, forgetting, backward, forward
+
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
@@ -84,7 +86,7 @@ def run(folder: Path, wanted: Wanted) -> Study:
     name = next(iter(settings.models))
     rows: list[Row] = []
     spent: list[str] = []
-    by_site: dict[str, list[float]] = {}
+    by_site: BySite = {}
     for seed in wanted.seeds:
         own = seeded(settings, seed)
         bench = _Bench(own, name, stream(own), seed, compute=wanted.compute)
@@ -108,13 +110,13 @@ def run(folder: Path, wanted: Wanted) -> Study:
         f"{model.rounds} rounds a period, each on a hospital's records with probability {model.sampling}; "
         f"ε = {p.epsilon} at δ = {p.delta} for the whole life, record, add/remove. Replay keeps as many records as "
         f"a period brings, in the mean, or a quarter of that. With '{DRIFT[2:]}' all chapters come in every period, in "
-        "shares that turn. '{COMPARED}, centralised' and '{COMPARED}, {ALONE}': the same life in one place, and of one "
-        "hospital by itself. adapter-per-period is told of which period a test record is, the others are not.",
+        f"shares that turn. '{COMPARED}, centralised' and '{COMPARED}, {ALONE}': the same life in one place, and of "
+        "one hospital by itself. adapter-per-period is told of which period a test record is, the others are not.",
         headline="average",
         rows=tuple(rows),
         quick=wanted.quick,
         notes=tuple(dict.fromkeys(spent)),
-        extra={"average accuracy by hospital": by_site},
+        extra={"by hospital": by_site},
     )
     return study.with_claims(
         [
@@ -138,7 +140,7 @@ def stream(settings: TaskSettings, cut: Cut = by_labels) -> tuple[Period, ...]:
     return cut(split_by_code(icd10_records(), plan.cap_per_class, plan.seed), PERIODS, plan)
 
 
-def _beside(bench: _Bench, private: bool, wanted: Wanted, by_site: dict[str, list[float]]) -> Iterator[Row]:
+def _beside(bench: _Bench, private: bool, wanted: Wanted, by_site: BySite) -> Iterator[Row]:
     """The life in other hands."""
     everybody: tuple[Who, ...] = ("centralised", *wanted.alone(len(bench.periods[0].train)))
     for who in everybody:
@@ -148,9 +150,9 @@ def _beside(bench: _Bench, private: bool, wanted: Wanted, by_site: dict[str, lis
         way = replace(WAYS[COMPARED], private=private, who=who)
         life = Life(learner, way, bench.rng(method, who, private))
         seen = life.through(bench.periods)
-        averages = _by_site(seen, bench)
-        by_site[f"{method}, {'DP' if private else NO_DP}, seed {bench.seed}, {who}"] = averages
-        others = [average for place, average in enumerate(averages) if isinstance(who, int) and place != who]
+        figures = _by_site(seen, bench)
+        by_site[f"{method}, {'DP' if private else NO_DP}, seed {bench.seed}, {who}"] = figures
+        others = [own["average"] for place, own in enumerate(figures) if isinstance(who, int) and place != who]
         yield replace(
             _row(bench, learner.manifest, method, seen, time.perf_counter() - began),
             samples=life.samples,
@@ -161,13 +163,13 @@ def _beside(bench: _Bench, private: bool, wanted: Wanted, by_site: dict[str, lis
         )
 
 
-def _by_site(seen: Sequence[Seen], bench: _Bench) -> list[float]:
-    """Average accuracy on each hospital's test records."""
-    sites = range(1, len(bench.periods[0].train) + 1)
-    return [round(lifelong(table_of(seen, _KEY, site)).average, 4) for site in sites]
+def _by_site(seen: Sequence[Seen], bench: _Bench) -> list[dict[str, float]]:
+    """The figures of a life on each hospital's test records."""
+    lives = (lifelong(table_of(seen, _KEY, site)) for site in range(1, len(bench.periods[0].train) + 1))
+    return [{name: round(value, 4) for name, value in asdict(life).items()} for life in lives]
 
 
-def _life(bench: _Bench, method: str, private: bool, by_site: dict[str, list[float]], spent: list[str]) -> Row:
+def _life(bench: _Bench, method: str, private: bool, by_site: BySite, spent: list[str]) -> Row:
     learner, began = bench.learner(private), time.perf_counter()
     way = replace(WAYS[method], private=private)
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +208,7 @@ def _row(bench: _Bench, manifest: Manifest, method: str, seen: Sequence[Seen], s
     figures, worst = {}, math.nan
     if seen:
         figures = asdict(lifelong(table_of(seen, _KEY, 0)))
-        worst = min(_by_site(seen, bench))
+        worst = min(own["average"] for own in _by_site(seen, bench))
     return Row(
         method=method,
         privacy=NO_DP if p.protocol == "none" else f"{p.protocol}, ε = {p.epsilon}",

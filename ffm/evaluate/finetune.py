@@ -7,7 +7,7 @@ Two plans on the same split, both with FFA-LoRA and a head:
 - with DP, protocol R2: one sample a round, so that the noise can be shared; beside it centralised DP-SGD, and every
   hospital by itself, all at the same ε
 
-Further adapters run under the first plan. Logistic regression on a bag of words is what a statistician would try first.
+Logistic regression on a bag of words is what a statistician would try first.
 """
 
 from pathlib import Path
@@ -77,7 +77,6 @@ def _smaller(settings: TaskSettings) -> TaskSettings:
     models = {
         name: model.model_copy(update={"rounds": 3, "local_steps": min(3, model.local_steps)})
         for name, model in settings.models.items()
-        if name in (PLAIN, PRIVATE, "lora", "bitfit")
     }
     return settings.model_copy(update={"data": data, "models": models})
 
@@ -89,10 +88,6 @@ def _seed(settings: TaskSettings, seed: int, wanted: Wanted) -> list[Row]:
     split = arms.split
     rows = [_majority(split, seed), _words(split, seed), arms.federated(PLAIN, False), arms.centralised(False)]
     rows += [arms.alone(site, False) for site in range(len(arms.names))]
-    for name in settings.models:
-        if name not in (PLAIN, PRIVATE):
-            say(f"seed {seed}: {name}")
-            rows.append(Arms.load(plain, name, seed, split, wanted.compute).federated(name, False))
     say(f"seed {seed}: with DP")
     arms = Arms.load(settings, PRIVATE, seed, split, wanted.compute)
     rows += [arms.federated(PLAIN, True), arms.centralised(True)]

@@ -7,7 +7,7 @@ first public phase. Every phase is a manifest of its own on the merged model bef
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -34,15 +34,20 @@ def run(folder: Path, wanted: Wanted) -> Study:
         settings = _smaller(settings)
     rows: list[Row] = []
     notes: list[str] = []
+    clients: dict[str, dict[str, float]] = {}
     for seed in wanted.seeds:
         with tempfile.TemporaryDirectory() as place:
-            for row, told in _Seed.of(settings, seed, wanted, Path(place)).rows():
+            draw = _Seed.of(settings, seed, wanted, Path(place))
+            for row, told in draw.rows():
                 rows.append(row)
                 notes += told
-    return study(settings, rows, notes, wanted.quick)
+            clients |= draw.clients
+    return replace(study(settings, rows, notes, clients), quick=wanted.quick)
 
 
-def study(settings: TaskSettings, rows: Sequence[Row], notes: Sequence[str], quick: bool) -> Study:
+def study(
+    settings: TaskSettings, rows: Sequence[Row], notes: Sequence[str], clients: Mapping[str, Mapping[str, float]]
+) -> Study:
     """What the rows say together."""
     federated, p = settings.models["federated"], settings.privacy
     whole = Study(
@@ -56,23 +61,31 @@ def study(settings: TaskSettings, rows: Sequence[Row], notes: Sequence[str], qui
         "hospital. Samples: in the rounds that were run, in public phases and private ones.",
         headline="perplexity",
         rows=(*rows, *best_alone(rows, "perplexity", lower=True, method=f"{IN_TURN}, {ALONE}")),
-        quick=quick,
         notes=tuple(notes),
+        extra={"perplexity by hospital": clients},
     )
     private = _privacy(settings, True)
     together = whole.mean(IN_TURN, private)
-    public, alone = whole.mean(PUBLIC, NO_DP), whole.mean(f"{IN_TURN}, best {ALONE}", private)
+    public, alone = whole.mean(PUBLIC, NO_DP), f"{IN_TURN}, best {ALONE}"
     return whole.with_claims(
         [
             Claim("in turn with DP below public text alone, in perplexity", public - together, 0.0, True),
-            Claim("in turn with DP below public text and the best single hospital's", alone - together, 0.0, True),
+            *(
+                Claim(
+                    f"in turn with DP below public text and the best single hospital's, {privacy}",
+                    whole.mean(alone, privacy) - together,
+                    0.0,
+                    True,
+                )
+                for privacy in (private, NO_DP)
+            ),
         ]
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Seed:
-    """One draw of the texts, and how many each has."""
+    """One draw of the texts, and how many each has. `clients`: gathers by row the perplexity on each site's texts."""
 
     settings: TaskSettings
     seed: int
@@ -80,6 +93,7 @@ class _Seed:
     folder: Path
     public: int
     sites: Mapping[str, int]
+    clients: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: TaskSettings, seed: int, wanted: Wanted, folder: Path) -> "_Seed":
@@ -132,6 +146,8 @@ class _Seed:
         federated = [phase.manifest for phase in phases if phase.kind == "federated"]
         travels = federated[:1] if way in (FEDERATED, IN_TURN) else []
         clients = tuple(found.clients.values())
+        name = f"{way}{f' ({site})' if site else ''}, {_privacy(self.settings, private)}, seed {self.seed}"
+        self.clients[name] = {client: round(figure, 2) for client, figure in found.clients.items()}
         others = [figure for name, figure in found.clients.items() if site and name != site]
         return Row(
             method=way,

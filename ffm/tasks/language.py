@@ -30,7 +30,7 @@ _MASKED_PERCENT: Final = 15
 _LOGITS: Final = 2**25  # of one evaluation batch
 _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # public: the same masks for every model
 # In front of a chat template: what it takes for today, in whatever format, is the same at every site and in every year.
-_TODAY: Final = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro %}"
+_TODAY: Final = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro %}\n"  # templates are read with trimmed blocks
 
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
 
