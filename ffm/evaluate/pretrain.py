@@ -118,7 +118,7 @@ class _Seed:
     def compared(self, opening: Sequence[PhaseResult]) -> Iterator[tuple[Row, list[str]]]:
         """What stands beside the federation that takes turns. `opening`: the first public phase."""
         everybody: tuple[Who, ...] = ("centralised", *self.wanted.alone(len(self.sites)))
-        for private in (True, False):
+        for private in (True,) if self.wanted.quick else (True, False):
             for who in everybody:
                 phases = self._phases(IN_TURN, private, who, opening)
                 if who == "centralised":
