@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_sample import audit
 from simulator import Federation, insecure_rng
-from test_report_files import OWNER, run  # noqa: F401 - the fixture: three real rounds, signed
+from test_report_files import OWNER, run, whole  # noqa: F401 - fixtures: three real rounds, signed
 from typer.testing import CliRunner, Result
 
 from dp.errors import ReportError
