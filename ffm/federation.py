@@ -154,8 +154,8 @@ class Federation:
 
     def samples(self, who: Who = "federated") -> int:
         """Samples that all rounds see in the mean."""
-        seen = self.sites if not isinstance(who, int) else self.sites[who : who + 1]
-        return mean_samples(self.manifest, self.manifest.training.rounds, sum(map(count, seen)))
+        seen = self.sites[who : who + 1] if isinstance(who, int) else self.sites
+        return mean_samples(self.manifest, self.manifest.training.rounds, sum(len(site[IDS]) for site in seen))
 
     def _plan(self, private: bool) -> DpSgdPlan:
         plan = plan_of(self.manifest)
@@ -209,11 +209,6 @@ class Federation:
             model = self.step(model, times * total, len(sites), self.manifest)
             on_round(round_, model)
         return Personalised(model, tuple(personal))
-
-
-def count(dataset: Dataset) -> int:
-    """Records."""
-    return len(dataset[IDS])
 
 
 def mean_samples(manifest: Manifest, rounds: int, records: int) -> int:

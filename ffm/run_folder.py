@@ -7,11 +7,13 @@
 | `sum.i32` | the last released sum |
 | `state.json` | what the report says about each attempt |
 | `squares-R-A.safetensors` | where the manifest has them tallied: squares of the sums up to attempt A of round R |
+| `statements/` | of each client that has ended, what it charged, signed |
 | `importance.f32` | the same, at the end: what the next task must not forget (`ffm.consolidation`) |
 """
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,8 @@ from ffm.consolidation import Tally
 from ffm.step import Model, floats, model_bytes
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
+from protocol.messages import Statement
+from secagg.types import ClientId
 
 MODEL, NEXT_MODEL, SUM, STATE = "model.f32", "model-next.f32", "sum.i32", "state.json"
 MANIFEST = "manifest.json"
@@ -159,3 +163,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_statements(run: Path, statements: Mapping[ClientId, Statement]) -> None:
+    """One signed document per client."""
+    folder = run / "statements"
+    folder.mkdir(exist_ok=True)
+    for client, statement in statements.items():
+        write_atomic(folder / f"{client}.json.sig", statement.signature)  # first: who is killed has no body without it
+        write_atomic(folder / f"{client}.json", statement.body)
+
+
+def load_statements(run: Path) -> dict[ClientId, Statement]:
+    """What `write_statements` wrote."""
+    return {
+        ClientId(int(path.stem)): Statement(path.read_bytes(), path.with_name(path.name + ".sig").read_bytes())
+        for path in (run / "statements").glob("*.json")
+    }

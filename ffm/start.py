@@ -19,7 +19,7 @@ from ffm.consolidation import IMPORTANCE
 from ffm.local_setup import Compute, LocalSetup, personal_file
 from ffm.report_files import Documents, gather, update_report
 from ffm.round_update import Trainer
-from ffm.run_folder import MANIFEST, write_atomic
+from ffm.run_folder import MANIFEST, load_statements, write_atomic, write_statements
 from ffm.server_run import ServerRun
 from ffm.site import SIGNATURE, Site
 from ffm.step import Model, Pull, floats, initial_model, model_bytes, parameters_of
@@ -156,8 +156,10 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
 
 def _late(site: Site, run: ServerRun, kept: Mapping[ClientId, Statement]) -> tuple[ClientId, ...]:
     """Clients of a run that has ended who have not stated what it cost them, or did so before its last round."""
-    facts = gather(documents_of(site), run.state, kept, (), EVALUATION_NOT_MEASURED)
-    stated = {accepted.statement["client_id"] for accepted in facts.statements}
+    stated = set(kept)
+    if site.manifest.privacy.protocol != "none":  # else there is nothing that a statement could contradict
+        facts = gather(documents_of(site), run.state, kept, (), EVALUATION_NOT_MEASURED)
+        stated = {accepted.statement["client_id"] for accepted in facts.statements}
     return tuple(client for client in site.roster.ids if client not in stated)
 
 
@@ -380,23 +382,6 @@ def _learner(site: Site) -> Any:
     base = _base_model(site)
     verify_base_model(site.manifest.base_model, base)
     return Learner.load(site.manifest, base, task_file=site.task_file)
-
-
-def write_statements(run: Path, statements: Mapping[ClientId, Statement]) -> None:
-    """One signed document per client."""
-    folder = run / "statements"
-    folder.mkdir(exist_ok=True)
-    for client, statement in statements.items():
-        write_atomic(folder / f"{client}.json.sig", statement.signature)  # first: who is killed has no body without it
-        write_atomic(folder / f"{client}.json", statement.body)
-
-
-def load_statements(run: Path) -> dict[ClientId, Statement]:
-    """What `write_statements` wrote."""
-    return {
-        ClientId(int(path.stem)): Statement(path.read_bytes(), path.with_name(path.name + ".sig").read_bytes())
-        for path in (run / "statements").glob("*.json")
-    }
 
 
 def new_run_id(now: datetime) -> str:

@@ -91,16 +91,21 @@ class _Line:
         self._keep = keep
         self._closed = threading.Event()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody trains any more."""
+        return self._closed.is_set()
+
     async def train(self, round_: int, parameters: Model) -> Update:
         """Ask the training thread, and wait for it. Raises TrainingProcessError E541 when there is none any more."""
         wanted = _Round(round_, parameters, Future())
         self.news.put(wanted)
-        if self._closed.is_set():
+        if self.closed:
             wanted.refuse()
         return await asyncio.wrap_future(wanted.update)
 
     def close(self) -> None:
-        """Nobody trains any more: what was asked, or will be, is refused."""
+        """What was asked, or will be, is refused."""
         self._closed.set()
         while True:
             try:
@@ -160,7 +165,7 @@ class SecAggCallback(TrainerCallback):
         self._round: _Round | None = None
         self._moving: tuple[ExitStack, Any] | None = None
         self._steps = 0
-        self._started = self._closed = False
+        self._started = False
         self._team = Team(torch.device("cpu"))
 
     @property
@@ -212,7 +217,6 @@ class SecAggCallback(TrainerCallback):
 
     def close(self) -> None:
         """Leave the federation if it has not ended: after a Trainer that failed. It may be called again."""
-        self._closed = True
         self._let_go()
         if self._round is not None:
             self._round.refuse()
@@ -311,7 +315,7 @@ class SecAggCallback(TrainerCallback):
         halves = any(not method.moves(t.name, round_) for t in self.manifest.adapter.tensors for round_ in (1, 2))
         for wrong, what, found, do in (
             (self._started, "a federation is joined once", "a second training", "make a new SecAggCallback"),
-            (self._closed, "this callback has left the federation", "close()", "make a new SecAggCallback"),
+            (self._line.closed, "this callback has left the federation", "close()", "make a new SecAggCallback"),
             (
                 model is not self.model,
                 "the Trainer trains another model than the manifest's",

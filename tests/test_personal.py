@@ -1,6 +1,7 @@
 """Personal tensors: trained beside the shared ones, kept on the site's own disk once they are paid for, never sent."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,12 @@ def test_under_r2_there_is_nothing_to_average(base: Path) -> None:
     federation = Federation.load(manifest, base, [records(site) for site in range(SITES)])
     with pytest.raises(AdapterError) as caught:
         federation.with_errors(Csprng(bytes(32)))
+    assert caught.value.code == "E507"
+    rotation = {"rotation": "hadamard"}
+    rotated = manifest_of(base, "lora")
+    rotated = rotated.model_copy(update={"aggregation": rotated.aggregation.model_copy(update=rotation)})
+    with pytest.raises(AdapterError, match="rotate") as caught:
+        replace(federation, learner=replace(federation.learner, manifest=rotated)).with_errors(Csprng(bytes(32)))
     assert caught.value.code == "E507"
 
 

@@ -16,9 +16,9 @@ from ffm.cli.output import Format, Output, describe, quiet_libraries
 from ffm.cli.running import run_until_signal
 from ffm.demo import VICTIM, Layout, Play, prepare
 from ffm.report_files import gather, write_report
-from ffm.run_folder import MODEL, load_state, write_atomic
+from ffm.run_folder import MODEL, load_state, load_statements, write_atomic
 from ffm.site import load_site
-from ffm.start import documents_of, load_statements, new_run_id
+from ffm.start import documents_of, new_run_id
 from ffm.step import Model, floats
 from ffm.task import example_settings, load_settings, with_assurance
 from ffm.tasks.finetune import accuracy, macro_f1

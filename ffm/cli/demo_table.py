@@ -18,11 +18,11 @@ from ffm.cli.running import run_until_signal
 from ffm.demo import Layout, Play, prepare
 from ffm.errors import DataError
 from ffm.report_files import gather, write_report
-from ffm.run_folder import load_state
+from ffm.run_folder import load_state, load_statements
 from ffm.scores import interval
 from ffm.site import load_site
 from ffm.sources import TableSource
-from ffm.start import documents_of, load_statements, new_run_id
+from ffm.start import documents_of, new_run_id
 from ffm.table_arms import ACCURACY, ALL, Arms, Figures
 from ffm.task import example_settings, load_settings
 

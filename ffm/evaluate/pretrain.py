@@ -121,11 +121,8 @@ class _Seed:
         for private in (True,) if self.wanted.quick else (True, False):
             for who in everybody:
                 phases = self._phases(IN_TURN, private, who, opening)
-                if who == "centralised":
-                    yield self._lived(f"{IN_TURN}, centralised", private, phases)
-                else:
-                    assert isinstance(who, int)  # noqa: S101 - for the type checker
-                    yield self._lived(f"{IN_TURN}, {ALONE}", private, phases, list(self.sites)[who])
+                site = list(self.sites)[who] if isinstance(who, int) else ""
+                yield self._lived(f"{IN_TURN}, {ALONE if site else who}", private, phases, site)
 
     def _phases(
         self, way: str, private: bool, who: Who = "federated", opening: Sequence[PhaseResult] = ()
