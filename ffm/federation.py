@@ -3,15 +3,17 @@
 - federated: what the wire computes, but for the masks, which cancel, and the clip of outliers at the encoding's bound
 - local noise: under R2's plan, every site adds the whole noise (protocol R1 with one step a round)
 - centralised: the union of the records in one place, the same q, noise and number of steps, so the same ε
-- alone: one site's records, the same again; a part of the samples
+- alone: one site's records, the same again; a part of the samples, or in more rounds as many, with noise for the same ε
 - each of them without DP: neither clip nor noise
 
-All but a site alone see as many samples in the mean. For benchmarks and tables; a real consortium can compute only the
-first one.
+All but a site alone in no more rounds see as many samples in the mean. For benchmarks and tables; a real consortium can
+compute only the first one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dp.accountant import calibrate
 from dp.errors import UnsupportedMechanismError
+from dp.mechanism import GaussianMechanism
 from dp.objective import IDS, Dataset
 from dp.sampling import Csprng
 from dp.training import DpSgdPlan
@@ -28,6 +32,7 @@ from ffm.adapters import AggregationError, Vector, aggregation_error, load_flat
 from ffm.data import Record
 from ffm.errors import AdapterError
 from ffm.learner import Learner, Update, plan_of
+from ffm.plan import attempt_mechanism
 from ffm.scores import Reals
 from ffm.step import Model, initial_model, next_model, parameters_of
 from ffm.tasks import Scores
@@ -120,11 +125,19 @@ class Federation:
             plan = replace(plan, expected_batch=plan.expected_batch * len(self.sites))
         return self._learn((union(self.sites),), plan, rng, on_round).model
 
-    def alone(self, site: int, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
+    def alone(
+        self, site: int, rng: Csprng, private: bool = True, on_round: OnRound = _ignore, rounds: int | None = None
+    ) -> Model:
         """One site, from 0, by itself. Under R2 the step divides by what all sites expect: without noise, against which
-        nothing else counts, its sum is taken as many times as there are sites."""
+        nothing else counts, its sum is taken as many times as there are sites.
+
+        `rounds`: in place of the manifest's, such as `rounds_alone`; with the noise that then spends the whole budget.
+        """
         times = len(self.sites) if self.manifest.privacy.protocol == "R2" and not private else 1
-        return self._learn((self.sites[site],), self._plan_of_one(private), rng, on_round, times=times).model
+        plan = self._plan_of_one(private)
+        if rounds is not None and plan.mechanism is not None:
+            plan = self._renoised(plan, plan.mechanism, rounds)
+        return self._learn((self.sites[site],), plan, rng, on_round, times=times, rounds=rounds).model
 
     def learned_by(self, who: Who, rng: Csprng, private: bool = True, on_round: OnRound = _ignore) -> Model:
         """`federated`, `centralised` or `alone`."""
@@ -152,10 +165,17 @@ class Federation:
         logits = predict(self.learner.model, self.learner.tensors(records)).astype(np.float64)
         return np.asarray(logits[:, 1] - logits[:, 0])
 
-    def samples(self, who: Who = "federated") -> int:
-        """Samples that all rounds see in the mean."""
+    def samples(self, who: Who = "federated", rounds: int | None = None) -> int:
+        """Samples that all rounds, or so many, see in the mean."""
+        return mean_samples(self.manifest, rounds or self.manifest.training.rounds, self._records(who))
+
+    def rounds_alone(self, site: int) -> int:
+        """Rounds in which a site by itself sees as many samples as all of them together in the manifest's."""
+        return math.ceil(self.manifest.training.rounds * self._records("federated") / self._records(site))
+
+    def _records(self, who: Who) -> int:
         seen = self.sites[who : who + 1] if isinstance(who, int) else self.sites
-        return mean_samples(self.manifest, self.manifest.training.rounds, sum(len(site[IDS]) for site in seen))
+        return sum(len(site[IDS]) for site in seen)
 
     def _plan(self, private: bool) -> DpSgdPlan:
         plan = plan_of(self.manifest)
@@ -184,6 +204,16 @@ class Federation:
         rotated = None if plan.rotated is None else replace(plan.rotated, noise=replace(plan.rotated.noise, shares=1))
         return replace(plan, mechanism=replace(plan.mechanism, shares=1), rotated=rotated)
 
+    def _renoised(self, plan: DpSgdPlan, mechanism: GaussianMechanism, rounds: int) -> DpSgdPlan:
+        """One place's plan with the least noise whose ε for so many rounds is within the budget. Raises AccountingError
+        where there is none, UnsupportedMechanismError under a rotation."""
+        if plan.rotated is not None:
+            raise UnsupportedMechanismError("other noise under a rotation", found="hadamard", expected="no rotation")
+        p, attempt = self.manifest.privacy, attempt_mechanism(self.manifest)
+        wanted = replace(attempt, count=attempt.count * rounds, shares=1)
+        noise = calibrate(Decimal(p.epsilon), Decimal(p.delta), wanted)
+        return replace(plan, mechanism=replace(mechanism, noise_steps=noise))
+
     def _learn(
         self,
         sites: Sequence[Dataset],
@@ -192,10 +222,11 @@ class Federation:
         on_round: OnRound = _ignore,
         on_updates: OnUpdates = _ignore,
         times: int = 1,
+        rounds: int | None = None,
     ) -> Personalised:
         model, personal = self.start, [self.personal_start] * len(sites)
         scale = float(self.manifest.aggregation.scale)
-        for round_ in range(1, self.manifest.training.rounds + 1):
+        for round_ in range(1, (rounds or self.manifest.training.rounds) + 1):
             parameters = parameters_of(model, self.manifest)
             total = np.zeros(self.manifest.vector_length, dtype=np.int64)
             updates = []

@@ -169,6 +169,11 @@ def test_a_quick_run_prints_every_method_and_is_no_evidence(tmp_path: Path) -> N
     value = json.loads(done.output.strip().splitlines()[-1])
     assert value["quick"] and not value["evidence"]
     methods = {(line["method"], line["privacy"]) for line in value["summary"]}
-    assert {("ffa-lora", NO_DP), ("centralised", NO_DP), ("alone", NO_DP), ("ffa-lora", "R2, ε = 8")} <= methods
+    everybody = {"ffa-lora", "centralised", "alone", "best alone", "best alone, as many samples"}
+    assert {(who, privacy) for who in everybody for privacy in (NO_DP, "R2, ε = 8")} <= methods
+    seen = {(line["method"], line["privacy"]): line["samples"] for line in value["summary"]}
+    for privacy in (NO_DP, "R2, ε = 8"):
+        together, longer = seen["ffa-lora", privacy], seen["best alone, as many samples", privacy]
+        assert seen["best alone", privacy] < together <= longer + 1 < 2 * together
     assert (tmp_path / "finetune.html").stat().st_size < 200 * 1024
     assert json.loads((tmp_path / "finetune.json").read_text()) == value

@@ -3,6 +3,8 @@
 import hashlib
 import lzma
 import pickletools
+from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dp.accountant import epsilon
+from dp.events import SampledGaussian
+from dp.objective import IDS, Dataset
 from dp.sampling import Csprng
+from dp.training import DpSgdPlan
 from ffm import bank, frame_file
 from ffm.bank import BANK
 from ffm.errors import DataError
 from ffm.federation import Federation
 from ffm.heart import HEART, SEVERITY
+from ffm.learner import Learner
 from ffm.models import locate, package_folder
 from ffm.scores import accuracy_at_share, auc, called_at_share, interval, logistic_regression
 from ffm.step import parameters_of
@@ -243,3 +250,33 @@ def test_all_ways_of_training_start_alike_and_differ_in_noise() -> None:
     assert without_dp(rng).tobytes() == without_dp(rng).tobytes()  # q = 1 and no noise: nothing is drawn
     scores = arms.odds(arms.start, parts[0])
     assert scores.shape == (6,) and np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_site_alone_for_as_many_samples_spends_no_more_than_the_budget(
+    private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three records of ten, so 3 1/3 times the rounds; with the least noise that 7 releases may have."""
+    manifest = manifest_of("heart")
+    small = manifest.model_copy(update={"training": manifest.training.model_copy(update={"rounds": 2})})
+    first, second = list(HEART.read().values())[:2]
+    arms = Federation.load(small, locate("bert-tiny"), [HEART.records(first[:3]), HEART.records(second[:7])])
+    plans: list[DpSgdPlan] = []
+
+    def update(_: Learner, parameters: np.ndarray, dataset: Dataset, plan: DpSgdPlan, *__: object) -> np.ndarray:
+        assert len(dataset[IDS]) == 3
+        plans.append(plan)
+        return np.zeros(len(parameters), dtype=np.int64 if plan.mechanism else np.float32)
+
+    monkeypatch.setattr(Learner, "update", update)
+    rounds = arms.rounds_alone(0)
+    assert rounds == 7 and arms.samples(0, rounds) == pytest.approx(arms.samples(), rel=0.1)
+    arms.alone(0, Csprng(bytes(32)), private, rounds=rounds)
+    assert len(plans) == 7 and len({plan.mechanism for plan in plans}) == 1
+    if private:
+        p, mechanism = small.privacy, plans[0].mechanism
+        assert mechanism is not None and mechanism.shares == 1 and mechanism.clip_steps == p.clip_steps
+        event = SampledGaussian(7, p.sampling_probability, mechanism.noise_steps, p.clip_steps)
+        budget, delta = Decimal(p.epsilon), Decimal(p.delta)
+        assert epsilon([event], delta, prv=False).within(budget)
+        assert not epsilon([replace(event, noise_steps=mechanism.noise_steps - 1)], delta, prv=False).within(budget)

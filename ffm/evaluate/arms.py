@@ -23,6 +23,11 @@ from protocol.manifest import Manifest, TrainingSpec
 
 _TRAIN_SAMPLE = 600  # records of all sites together for the training score, at most: else as many as are held out
 ALONE: Final = "alone"
+AS_MANY: Final = ", as many samples"
+MORE: Final = (
+    f"'best {ALONE}{AS_MANY}': that site again, in more rounds, until it has seen as many samples as all sites "
+    "together; with DP for the same ε, with more noise."
+)
 _LEAST = 10  # held-out records of a site for a score of its own
 
 Say = Callable[[str], None]
@@ -118,9 +123,16 @@ class Arms:
         return f"{p.protocol}, ε = {p.epsilon}" if private else NO_DP
 
     def row(
-        self, method: str, privacy: str, learn: Callable[[], Model], site: int | None = None, wire: bool = True
+        self,
+        method: str,
+        privacy: str,
+        learn: Callable[[], Model],
+        site: int | None = None,
+        wire: bool = True,
+        rounds: int | None = None,
     ) -> Row:
-        """Train by `learn` and judge. `site`: who trained alone; `wire`: whether something travels."""
+        """Train by `learn` and judge. `site`: who trained alone; `wire`: whether something travels; `rounds`: of
+        `learn`, where they are not the manifest's."""
         began = time.perf_counter()
         model = learn()
         seconds = time.perf_counter() - began
@@ -137,7 +149,7 @@ class Arms:
             train=mean(federation.scores(model, part)[key] for part in own),
             outside=mean(others) if others else float("nan"),
             worst=better(by_site.values()) if by_site else float("nan"),
-            samples=federation.samples("federated" if site is None else site),
+            samples=federation.samples("federated" if site is None else site, rounds),
             bytes_up=upload_bytes(self.manifest) if wire else 0,
             bytes_down=download_bytes(self.manifest) if wire else 0,
             seconds=seconds,
@@ -159,14 +171,23 @@ class Arms:
             wire=False,
         )
 
-    def alone(self, site: int, private: bool, method: str = ALONE) -> Row:
-        """One site by itself."""
+    def alone(self, sites: Sequence[int], private: bool, method: str = ALONE) -> list[Row]:
+        """Each of these sites by itself; and the one that does best again, for as many samples as all sites see."""
+        rows = [self._alone(site, private, method) for site in sites]
+        task = self.federation.learner.task
+        best = best_alone(rows, task.headline, task.lower_is_better, method)[0]
+        site = self.names.index(best.site)
+        return [*rows, self._alone(site, private, best.method + AS_MANY, self.federation.rounds_alone(site))]
+
+    def _alone(self, site: int, private: bool, method: str, rounds: int | None = None) -> Row:
+        rng = self.rng("alone", site, private, *([] if rounds is None else [rounds]))
         return self.row(
             method,
             self.privacy(private),
-            lambda: self.federation.alone(site, self.rng("alone", site, private), private),
+            lambda: self.federation.alone(site, rng, private, rounds=rounds),
             site,
             wire=False,
+            rounds=rounds,
         )
 
 

@@ -1,8 +1,8 @@
 """One plan with noise in shares over several sections of a settings file: adapters or models side by side.
 
-For every section and seed: as it starts, federated, centralised and every site alone, each with DP and without. Under
-R2 a federation without noise sums the gradients of the union of the records: what is left between it and the
-centralised model is the draw of samples.
+For every section and seed: as it starts, federated, centralised, every site alone, and the best of them for as many
+samples as all see together, each with DP and without. Under R2 a federation without noise sums the gradients of the
+union of the records: what is left between it and the centralised model is the draw of samples.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ffm.evaluate.arms import ALONE, Arms, Split, Wanted, best_alone, seeded
+from ffm.evaluate.arms import ALONE, MORE, Arms, Split, Wanted, best_alone, seeded
 from ffm.evaluate.study import NO_DP, Row, Study
 from ffm.task import TaskSettings, load_settings
 
@@ -53,7 +53,7 @@ def _rows(settings: TaskSettings, wanted: Wanted) -> list[Row]:
             for private in (False, True):
                 rows.append(arms.federated(f"{name}, federated", private))
                 rows.append(arms.centralised(private, f"{name}, centralised"))
-                rows += [arms.alone(site, private, f"{name}, {ALONE}") for site in wanted.alone(len(arms.names))]
+                rows += arms.alone(wanted.alone(len(arms.names)), private, f"{name}, {ALONE}")
     key, lower = arms.federation.learner.task.headline, arms.federation.learner.task.lower_is_better
     for name in settings.models:
         rows += best_alone(rows, key, lower, f"{name}, {ALONE}")
@@ -66,6 +66,6 @@ def _study(
     first, p = next(iter(settings.models.values())), settings.privacy
     what = (
         f"{settings.data.sentence()}. {first.rounds} rounds, each on a site's records with probability "
-        f"{first.sampling}; with DP ε = {p.epsilon} at δ = {p.delta}, {p.protocol}, record, add/remove."
+        f"{first.sampling}; with DP ε = {p.epsilon} at δ = {p.delta}, {p.protocol}, record, add/remove. {MORE}"
     )
     return Study(task, title, what, headline, tuple(rows), quick=quick, **more)
