@@ -135,8 +135,8 @@ async def serve(site: Site, options: ServerOptions, on_event: Event) -> Path:
         if not resumed:
             second = () if site.manifest.aggregation.encryption is None else (DECRYPTOR,)
             ended = begun and await run.ended(await asyncio.to_thread(_first_model, site))
-            late = _late(site, run, kept) if ended else site.roster.ids
-            await rpc.wait_connected((*second, *late) if late else (), options.wait_connected_s)
+            awaited = _late(site, run, kept) if ended else (*second, *site.roster.ids)  # nothing is left to decrypt
+            await rpc.wait_connected(awaited, options.wait_connected_s)
         model = await run.run(await asyncio.to_thread(_first_model, site))
         statements = {**kept, **await run.finish(options.wait_statements_s)}
         write_statements(run_folder, statements)

@@ -10,6 +10,7 @@ Two plans on the same split, both with FFA-LoRA and a head:
 Logistic regression on a bag of words is what a statistician would try first.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,26 +33,30 @@ def run(folder: Path, wanted: Wanted) -> Study:
     rows: list[Row] = []
     for seed in wanted.seeds:
         rows += _seed(seeded(settings, seed), seed, wanted)
-    rows += best_alone(rows, "accuracy", lower=False)
+    return study(settings, rows, wanted.quick)
+
+
+def study(settings: TaskSettings, rows: Sequence[Row], quick: bool = False) -> Study:
+    """What the rows of all seeds say together."""
     private = f"{settings.privacy.protocol}, ε = {settings.privacy.epsilon}"
-    study = Study(
+    whole = Study(
         task="finetune",
         title="Fine-tuning: five hospitals code diagnoses",
         what=f"{settings.data.sentence()}. {_plan(settings)} Accuracy over 18 chapters; hospitals' own test records "
         f"are drawn in the proportions of their training records. {MORE}",
         headline="accuracy",
-        rows=tuple(rows),
-        quick=wanted.quick,
+        rows=(*rows, *best_alone(rows, "accuracy", lower=False)),
+        quick=quick,
     )
-    together, middle = study.mean(PLAIN, NO_DP), study.mean("centralised", NO_DP)
+    together, middle = whole.mean(PLAIN, NO_DP), whole.mean("centralised", NO_DP)
     best = f"best {ALONE}"
-    return study.with_claims(
+    return whole.with_claims(
         [
             Claim("federated without DP below centralised", middle - together, WITHIN_CENTRALISED, False),
             *(
                 Claim(
                     f"federated without DP above the best single hospital{more}",
-                    together - study.mean(best + more, NO_DP),
+                    together - whole.mean(best + more, NO_DP),
                     ABOVE_ALONE,
                     True,
                 )
@@ -59,7 +64,7 @@ def run(folder: Path, wanted: Wanted) -> Study:
             ),
             Claim(
                 "R2 below centralised DP-SGD at the same ε",
-                study.mean("centralised", private) - study.mean(PLAIN, private),
+                whole.mean("centralised", private) - whole.mean(PLAIN, private),
                 WITHIN_PRIVATE,
                 False,
             ),
