@@ -23,6 +23,9 @@ Dataset = Mapping[str, Tensor]
 IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
 FIELDS: Final = (IDS, MASK, LABELS)
 MAX_RECORDS: Final = 2**26  # sums of bounded rows stay exact in float64
+_WIDTHS: Final = (
+    8  # tokens: with DP several records share a pass only where their lengths round up to the same multiple
+)
 IGNORED: Final = -100  # a label that stands for no prediction, as in transformers
 _COUPLING_TOLERANCE: Final = 1e-3  # of the largest loss or 1; float32 kernels differ by about 1e-6
 
@@ -37,7 +40,10 @@ class Objective(Protocol):
         ...
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(records,): the loss of each record, a function of that record and of the parameters alone."""
+        """(records,): the loss of each record, a function of that record and of the parameters alone.
+
+        What it computes on the way has shapes that follow from those of the batch: kernels add up by shape, so one that
+        followed from the values of several records would couple them."""
         ...
 
     def check(self, model: nn.Module, dataset: Dataset) -> None:
@@ -84,10 +90,11 @@ def check_range(what: str, values: Tensor, limit: int) -> None:
 
 
 class Records:
-    """A checked data set, cut into micro-batches whose padding is trimmed.
+    """A checked data set, cut into passes whose padding is trimmed.
 
     Integer tensors by name, those of `objective.fields`: "input_ids" and "attention_mask" (records, tokens), "labels"
-    (records,) or (records, tokens); others are (records, ...) and left whole.
+    (records,) or (records, tokens); others are (records, ...) and left whole. With DP the number of tokens has to be
+    public, so not that of the longest text: pad to what the manifest allows.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, objective: Objective) -> None:
@@ -141,13 +148,27 @@ class Records:
         short records are not padded to the longest of the sample."""
         chosen = torch.from_numpy(sample)
         chosen = chosen[torch.argsort(self._lengths[chosen], stable=True)]
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            width = int(self._lengths[part].amax())
-            batch = {}
-            for name, field in self._dataset.items():
-                rows = field[part]
-                trimmed = rows[:, :width] if rows.ndim == 2 and rows.shape[1] == self._width else rows
-                batch[name] = trimmed.to(self._device)
-            batch[LABELS] = batch[LABELS].to(torch.int64)
-            yield self._objective.prepare(batch, rng)
+        for part in chosen.split(size):  # type: ignore[no-untyped-call]
+            if len(part):  # a split of nothing is one of nothing
+                yield self._batch(part, int(self._lengths[part].amax()), rng)
+
+    def passes(self, sample: NDArray[np.int64], size: int, rng: Csprng) -> Iterator[tuple[Batch, int]]:
+        """The same, each with the number of its records, in shapes that no other record has a say in: `size` rows, the
+        rest copies that count for nothing, and as many tokens as a record of that length takes in any company."""
+        chosen = torch.from_numpy(sample)
+        lengths = self._lengths[chosen]
+        widths = lengths if size == 1 else ((lengths + _WIDTHS - 1) // _WIDTHS * _WIDTHS).clamp_max(self._width)
+        for width in torch.unique(widths):
+            for part in chosen[widths == width].split(size):  # type: ignore[no-untyped-call]
+                batch = self._batch(part, int(width), rng)
+                rows = torch.tensor([*range(len(part)), *[0] * (size - len(part))], device=self._device)
+                yield {name: field[rows] for name, field in batch.items()}, len(part)
+
+    def _batch(self, part: Tensor, width: int, rng: Csprng) -> Batch:
+        batch = {}
+        for name, field in self._dataset.items():
+            rows = field[part]
+            trimmed = rows[:, :width] if rows.ndim == 2 and rows.shape[1] == self._width else rows
+            batch[name] = trimmed.to(self._device)
+        batch[LABELS] = batch[LABELS].to(torch.int64)
+        return self._objective.prepare(batch, rng)

@@ -6,10 +6,11 @@ noise by `rng`, once per logical batch and also where the sample is empty; dequa
 `expected_batch`; the optimizer, which is post-processing. torch's generator decides nothing. Protocol R2 (`noised_sum`)
 ends with the integers, of which other clients' are added before anybody sees them, and with a share of the noise.
 
-The guarantee takes the gradient of a record as a function of that record and of the released parameters. Modules
-that couple records are refused. What remains is the last bits of float32: kernels add up in an order that depends on
-the shape of the micro-batch, so that the row of another record can move by single grid steps; with
-`max_physical_batch=1` not even that.
+The guarantee takes the gradient of a record as a function of that record and of the released parameters, to the last
+bit: a server that chooses the parameters can make any difference large. Float kernels add up in an order that depends
+on shapes, and may depend on the row. So every pass has a shape that no other record has a say in (`Records.passes`),
+and several records share one only where this machine has shown that a row comes out alike in every place
+(`_places_alike`). Modules that couple records are refused.
 """
 
 import math
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
-from dp.objective import CLASSIFICATION, Batch, Dataset, Objective, Records
+from dp.objective import CLASSIFICATION, IDS, Batch, Dataset, Objective, Records
 from dp.rotation import RotatedSum
 from dp.sampling import Csprng, poisson_sample
 
@@ -44,6 +46,7 @@ OPTIMIZERS: Final[Mapping[str, type[torch.optim.SGD] | type[torch.optim.Adam]]] 
 NOT_FINITE: Final = "E227"  # code of a gradient that is not finite, where nothing clips it
 _CPU_BLOCK: Final = 2**18  # gradient entries per pass of `bounded_rows`: in cache, three times as fast as all at once
 _GPU_BLOCK: Final = 2**26
+_PLACES: Final[WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]]] = WeakKeyDictionary()  # by shape of a pass
 _CLIP_ROOM = 2.0**-19  # relative; more than the float32 error of a norm, so that rows at the clip norm are not dropped
 
 
@@ -118,8 +121,8 @@ def noised_sum(
         records = Records(model, dataset, objective)
         with _per_sample_gradients(model, parameters, wanted=True):
             sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
-            batches = records.batches(sample, plan.max_physical_batch, rng)
-            total = _bounded_sum(_Losses(model, objective), parameters, batches, plan.mechanism)
+            passes = records.passes(sample, plan.max_physical_batch, rng)
+            total = _bounded_sum(_Losses(model, objective), parameters, passes, plan.mechanism)
             return (plan.mechanism if plan.rotated is None else plan.rotated).privatize(total, rng)
 
 
@@ -146,11 +149,11 @@ def train(
         with _per_sample_gradients(model, parameters, plan.mechanism is not None):
             for _ in range(plan.steps):
                 sample = poisson_sample(rng, len(records), plan.sampling_numerator, plan.sampling_denominator)
-                batches = records.batches(sample, plan.max_physical_batch, rng)
                 if plan.mechanism is None:
-                    gradient = _plain_sum(losses, parameters, batches)
+                    gradient = _plain_sum(losses, parameters, records.batches(sample, plan.max_physical_batch, rng))
                 else:
-                    total = _bounded_sum(losses, parameters, batches, plan.mechanism)
+                    passes = records.passes(sample, plan.max_physical_batch, rng)
+                    total = _bounded_sum(losses, parameters, passes, plan.mechanism)
                     # The integers are noised before anything else looks at them.
                     noised = plan.mechanism.privatize(total, rng)
                     noise_calls += 1
@@ -199,18 +202,70 @@ def _plain_sum(losses: _Losses, parameters: Sequence[Tensor], batches: Iterator[
 
 
 def _bounded_sum(
-    losses: _Losses, parameters: Sequence[Tensor], batches: Iterator[Batch], mechanism: GaussianMechanism
+    losses: _Losses, parameters: Sequence[Tensor], passes: Iterator[tuple[Batch, int]], mechanism: GaussianMechanism
 ) -> NDArray[np.int64]:
-    """Integer sum (d,) of the clipped, rounded, bounded rows of all micro-batches; zeros for an empty sample."""
+    """Integer sum (d,) of the clipped, rounded, bounded rows of all passes; zeros for an empty sample."""
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-    block = max(1, (_CPU_BLOCK if total.device.type == "cpu" else _GPU_BLOCK) // total.numel())
-    for batch in batches:
-        count = losses.backward(batch)
-        samples = _collect(parameters, count)
-        for start in range(0, count, block):
-            rows = torch.cat([sample[start : start + block] for sample in samples], dim=1)
-            total += bounded_rows(rows, mechanism).sum(dim=0)
+    for batch, count in passes:
+        parts = [batch] if _places_alike(losses, parameters, batch, mechanism) else _one_by_one(batch, count)
+        for part in parts:
+            first = 0
+            for rows in _rows(losses, parameters, part, mechanism):
+                total += rows[: max(0, count - first)].sum(dim=0)
+                first += len(rows)
     return np.asarray(total.to(torch.int64).cpu().numpy(), dtype=np.int64)
+
+
+def _rows(
+    losses: _Losses, parameters: Sequence[Tensor], batch: Batch, mechanism: GaussianMechanism
+) -> Iterator[Tensor]:
+    """The bounded rows of one pass, in blocks whose shapes follow from that of the pass."""
+    samples = _collect(parameters, losses.backward(batch))
+    size = sum(sample.shape[1] for sample in samples)
+    block = max(1, (_CPU_BLOCK if samples[0].device.type == "cpu" else _GPU_BLOCK) // size)
+    for start in range(0, len(samples[0]), block):
+        yield bounded_rows(torch.cat([sample[start : start + block] for sample in samples], dim=1), mechanism)
+
+
+def _one_by_one(batch: Batch, count: int) -> Iterator[Batch]:
+    """The records of a pass, each in a pass of its own."""
+    return ({name: field[row : row + 1] for name, field in batch.items()} for row in range(count))
+
+
+def _places_alike(losses: _Losses, parameters: Sequence[Tensor], batch: Batch, mechanism: GaussianMechanism) -> bool:
+    """Whether a record's row is the same to the last bit wherever in a pass of this shape it stands, on this machine.
+
+    Kernels do not look at values when they choose an order, so copies of one record show it, at parameters that the
+    server has not chosen. Once for each shape: what else could make a difference is the same for the whole process.
+    """
+    if len(batch[IDS]) == 1:
+        return True
+    known = _PLACES.setdefault(losses.model, {})
+    shape = (*(tuple(field.shape) for field in batch.values()), torch.get_num_threads())
+    if shape not in known:
+        copies = {name: field[:1].expand_as(field).contiguous() for name, field in batch.items()}
+        with _elsewhere(parameters):
+            gradients = torch.cat(_collect(parameters, losses.backward(copies)), dim=1)
+            alike = bool((gradients == gradients[0]).all()) and bool(gradients.any())
+            rows = torch.cat(list(_rows(losses, parameters, copies, mechanism)))
+        known[shape] = alike and bool((rows == rows[0]).all())
+    return known[shape]
+
+
+@contextmanager
+def _elsewhere(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """With other values in the parameters, none of them zero; the old ones come back."""
+    kept = [p.detach().clone() for p in parameters]
+    draw = Csprng(bytes(32))  # decides nothing but where the machine is looked at
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.from_numpy(draw.words(p.numel()) * 2.0**-65 - 0.25).reshape(p.shape))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
 
 
 def _collect(parameters: Sequence[Tensor], records: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ from dp.events import event_tree
 from dp.ledger import Charge as LedgerCharge
 from dp.ledger import PrivacyLedger
 from dp.sampling import Csprng
+from ffm.errors import NO_NUMBERS
 from ffm.plan import attempt_mechanism
 from ffm.published_sum import VALUE_BYTES, verified_next
 from ffm.round_update import RoundUpdate, Trainer, Update, integers_only, reals_only
@@ -44,7 +45,6 @@ from secagg.types import Phase
 log = logging.getLogger(__name__)
 
 STATEMENT_KIND = "application/vnd.secagg.statement.v1+json"
-NO_NUMBERS = "E504"  # code of a training whose result is NaN or infinite: a fact about the update, unlike a full memory
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -111,6 +111,8 @@ class ClientRun:
         self._journal, self._ledger = books
         self._initial_digest = setup.manifest.model_digest(model_bytes(initial_model(initial, setup.manifest)))
         self._next: tuple[bytes, Model] | None = None  # digest and model that the next attempt must start from
+        self._followed = 0  # round of the last result that was recomputed here
+        self._skipped = (0, 0)  # the last attempt that was announced and not joined
         self._joined: _Joined | None = None
         self._update: RoundUpdate | None = None
         self.on_event: Event = lambda event: None
@@ -169,6 +171,7 @@ class ClientRun:
         if (message.round, message.attempt) <= memory.joined or message.round <= memory.spent_round:
             # Joined before this process started, or a replay: its secrets are gone, it is never joined again. Or this
             # client signed the round's set: its update may be out, the next round counts.
+            self._skipped = (message.round, message.attempt)
             self.on_event({"event": "skipped", "round": message.round, "attempt": message.attempt})
             await self._rpc.send(Withdraw("E436", "AlreadyJoined"))  # nobody need wait for us
             return
@@ -185,7 +188,7 @@ class ClientRun:
                 expected=f"{self._initial_digest.hex()[:16]}... ({origin})",
                 code="E432",
             )
-        model = await self._model(message.model_digest)
+        model = await self._model(message.round, message.model_digest)
         effects = session.start()
         if update is None:
             task = asyncio.ensure_future(self._training.train(message.round, parameters_of(model, manifest)))
@@ -197,10 +200,12 @@ class ClientRun:
         if update.values is not None:
             await self._apply(await asyncio.to_thread(session.provide_input, update.values))
 
-    async def _model(self, announced: bytes) -> Model:
+    async def _model(self, round_: int, announced: bytes) -> Model:
         """The model that the attempt starts from: the one that we computed ourselves, if we could, or the server's."""
         expected, self._next = self._next, None  # known again when the sum is published, or the attempt was aborted
         if expected is None:
+            if round_ > 1:  # nothing that this client knows leads to it
+                self.on_event({"event": "unverified", "round": round_})
             data = await self._rpc.download(announced, 4 * self._setup.manifest.model_size)
             return model_from_bytes(data, self._setup.manifest, announced)
         digest, model = expected
@@ -298,16 +303,16 @@ class ClientRun:
 
     async def _result(self, message: RoundResult) -> None:
         """Recompute the next model from the published sum wherever this client knows the model it started from."""
-        joined, manifest = self._joined, self._setup.manifest
-        self._next = None
+        joined, manifest, attempt = self._joined, self._setup.manifest, (message.round, message.attempt)
         if self._update is not None and self._update.round <= message.round:
             self._forget_update()
         self.on_event({"event": "result", "round": message.round, "included": list(message.included)})
-        if joined is None or (message.round, message.attempt) != (
-            joined.announcement.round,
-            joined.announcement.attempt,
-        ):
+        if joined is None or attempt != (joined.announcement.round, joined.announcement.attempt):
+            # The model moves on without us, if the attempt is one that we heard of and know no result of.
+            if attempt == self._skipped and message.round > self._followed:
+                self._next = None
             return
+        self._next = None
         survivors = joined.session.survivors
         joined.session.abort("the attempt ended")
         if survivors is not None and survivors != message.included:
@@ -315,8 +320,8 @@ class ClientRun:
         data = await self._rpc.download(message.aggregate_digest, VALUE_BYTES * manifest.vector_length)
         before = joined.session.ctx, joined.model
         model = await asyncio.to_thread(verified_next, manifest, before, message, data, self.pull)
-        self._next = message.model_digest, model
-        self.last_model = self._next[1]
+        self._next, self._followed = (message.model_digest, model), message.round
+        self.last_model = model
 
     async def _finish(self, message: Finished) -> None:
         self._leave()

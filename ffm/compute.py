@@ -9,6 +9,7 @@ With DP the gradient of a record has to be a function of that record alone. Meas
   far more than the last bits of float32, so that is refused.
 """
 
+import re
 import warnings
 from typing import Any
 
@@ -21,6 +22,8 @@ from dp.sampling import Csprng
 from ffm.errors import TrainingProcessError
 from ffm.local_setup import Compute
 from protocol.manifest import Manifest
+
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,2})?")  # as in a site's settings
 
 
 class HalfPrecision:
@@ -49,6 +52,8 @@ class HalfPrecision:
 def check_device(device: str) -> None:
     """Raise TrainingProcessError E524 for a device that this machine does not have."""
     try:
+        if not _DEVICE.fullmatch(device):
+            raise NotImplementedError
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         cuda = f"cpu, cuda (of which there are {torch.cuda.device_count()})"

@@ -33,7 +33,11 @@
 | E541 | a Trainer of Hugging Face that cannot train for this federation |
 """
 
+from typing import Final
+
 from secagg.errors import SecAggError
+
+NO_NUMBERS: Final = "E504"  # of a training whose result is not finite: a fact about the update, unlike a full memory
 
 
 class ModelError(SecAggError):

@@ -16,7 +16,7 @@ from torch import nn
 from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError
 from dp.mechanism import GaussianMechanism
-from dp.objective import IDS, Dataset, Objective
+from dp.objective import IDS, IGNORED, LABELS, Dataset, Objective
 from dp.sampling import Csprng
 from dp.training import NOT_FINITE, DpSgdPlan, check, noised_sum, train
 from ffm.adapters import (
@@ -31,7 +31,7 @@ from ffm.adapters import (
 )
 from ffm.compute import HalfPrecision, check_device, prepared
 from ffm.data import Record
-from ffm.errors import DataError
+from ffm.errors import NO_NUMBERS, AdapterError, DataError
 from ffm.local_setup import CPU, Compute
 from ffm.models import check_context, load_tokenizer, vocabulary
 from ffm.plan import client_mechanism, rotated_sum, rotation_of
@@ -41,7 +41,8 @@ from protocol.manifest import Manifest
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
-PHYSICAL_BATCH = 64  # records per forward pass; fastest on one core, and no part of what is computed
+PHYSICAL_BATCH = 64  # records per forward pass at most; fastest on one core, and no part of what is computed
+_PASSES = 4  # that a sample fills at least, with DP: texts of other lengths are in other passes, and each is filled up
 _VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
@@ -60,11 +61,20 @@ def plan_of(manifest: Manifest) -> DpSgdPlan:
         expected_batch=training.expected_batch,
         optimizer=training.optimizer,
         learning_rate=float(training.learning_rate),
-        max_physical_batch=min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size)),
+        max_physical_batch=_records_a_pass(manifest),
         rotated=rotated_sum(manifest),
         client=client_mechanism(manifest) if privacy.protocol == "C" else None,
         proximal=float(training.proximal),
     )
+
+
+def _records_a_pass(manifest: Manifest) -> int:
+    """By what is public alone: with DP a real count must not choose the shape that records are computed in."""
+    fitting = min(PHYSICAL_BATCH, max(1, _VALUES // manifest.adapter.size))
+    if manifest.privacy.protocol not in ("R1", "R2"):
+        return fitting
+    sites = manifest.aggregation.num_clients if manifest.privacy.protocol == "R2" else 1
+    return max(1, min(fitting, manifest.training.expected_batch // (_PASSES * sites)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,8 @@ class Learner:
         load_personal(self.model, self.manifest.adapter, vector)
 
     def tensors(self, records: Sequence[Record]) -> Dataset:
-        """The records as the task wants them. Raises DataError E514 where there are none."""
+        """The records as the task wants them, padded to what the manifest allows, so that no record's length shows in
+        another's tensors. Raises DataError E514 where there are none."""
         if not records:
             raise DataError(
                 "a site without records",
@@ -122,7 +133,18 @@ class Learner:
                 do="leave the site out, or give it data",
                 code="E514",
             )
-        return self.task.tensors(self.tokenizer, records, self.manifest.training)
+        return self._padded(self.task.tensors(self.tokenizer, records, self.manifest.training))
+
+    def _padded(self, dataset: Dataset) -> Dataset:
+        width = dataset[IDS].shape[1]
+        fill = {IDS: self.tokenizer.pad_token_id or 0, LABELS: IGNORED}
+        more = (0, max(0, self.manifest.training.max_length - width))
+        return {
+            name: nn.functional.pad(field, more, value=fill.get(name, 0))
+            if field.ndim == 2 and field.shape[1] == width
+            else field
+            for name, field in dataset.items()
+        }
 
     def check(self, dataset: Dataset) -> None:
         """Raise what training on these tensors would refuse: a label out of range (PrivacyError E226), an adapter that
@@ -160,11 +182,11 @@ class Learner:
         nobody outside may see."""
         try:
             train(self.model, dataset, plan, rng, self._objective())
-        except PrivacyError as error:
-            if error.code != NOT_FINITE:
+            return flatten(self.model, self.manifest.adapter) - vector
+        except (PrivacyError, AdapterError) as error:
+            if error.code not in (NOT_FINITE, NO_NUMBERS):
                 raise
             return np.full_like(vector, np.nan)
-        return flatten(self.model, self.manifest.adapter) - vector
 
     def scores(self, vector: Vector, test: Dataset) -> Scores:
         """How the task judges the model at `vector`."""
@@ -172,7 +194,7 @@ class Learner:
         return self.task.scores(self.model, test)
 
     def _fitting(self, dataset: Dataset) -> int:
-        """Records of which the logits of one forward pass fit into memory."""
+        """Records of which the logits of one forward pass fit into memory. The width is public: see `tensors`."""
         logits = int(dataset[IDS].shape[1]) * vocabulary(self.model)
         return _VALUES // max(1, logits) or 1
 

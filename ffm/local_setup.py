@@ -8,7 +8,7 @@ result; what would is refused (docs/adr/0068).
 | `device` | cpu, cuda, cuda:1 | the same |
 | `precision` | `bfloat16`: autocast of the forward pass; parameters stay float32 | the same, one record a pass |
 | `checkpointing` | layers computed twice instead of kept | the same: exact gradients of each record |
-| `physical_batch` | records a pass; 0: chosen by the size of the adapter | the same |
+| `physical_batch` | records a pass; 0: chosen by the size of the adapter | the same, and by the expected sample |
 """
 
 from collections.abc import Mapping

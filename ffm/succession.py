@@ -84,7 +84,16 @@ def continued(manifest: Manifest, past: Past | None, strength: Decimal | None) -
 
 
 def check_continues(manifest: Manifest, before: Manifest) -> None:
-    """Raises TaskError E534 unless a vector of `before` means the same under `manifest`."""
+    """Raises TaskError E534 unless a vector of `before` means the same under `manifest`; and where the one promises DP
+    that the other had not, since the model holds what no ledger has."""
+    if before.privacy.protocol == "none" != manifest.privacy.protocol:
+        raise TaskError(
+            "a task with DP cannot continue one without: the model holds records whose use nothing has charged",
+            found=f'{before.task!r} under "none", {manifest.task!r} under {manifest.privacy.protocol}',
+            expected="DP in both, or in neither",
+            do="start from the seed",
+            code="E534",
+        )
     for part, one, other in (
         ("base model", manifest.base_model.files, before.base_model.files),
         ("adapter", _shape(manifest), _shape(before)),

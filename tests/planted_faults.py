@@ -234,7 +234,7 @@ def sampler(name: str, seen_as: str, *changes: Edit, part: str = "planted") -> F
 
 
 _WORDS = "words = rng.words(population)"
-_SUM = "total += bounded_rows(rows, mechanism).sum(dim=0)"
+_CAT = "torch.cat([sample[start : start + block] for sample in samples], dim=1)"
 
 FAULTS = (
     noise("noise off", "variance of all", ("return total + ", "return total + 0 * ")),
@@ -286,10 +286,10 @@ FAULTS = (
         "planted: sensitivity",
         (
             training,
-            "_bounded_sum",
+            "_rows",
             (
-                _SUM,
-                "total += torch.cat([bounded_rows(s[start:][:block] + 0, mechanism).sum(dim=0) for s in samples])",
+                f"bounded_rows({_CAT}, mechanism)",
+                "torch.cat([bounded_rows(s[start:][:block] + 0, mechanism) for s in samples], dim=1)",
             ),
         ),
     ),
@@ -299,8 +299,13 @@ FAULTS = (
         "do not couple",
         (
             training,
+            "_rows",
+            (f"bounded_rows({_CAT}, mechanism)", f"{_CAT}.double()"),
+        ),
+        (
+            training,
             "_bounded_sum",
-            (_SUM, "total += bounded_rows(rows.sum(dim=0, keepdim=True), mechanism).sum(dim=0)"),
+            ("total.to(torch.int64)", "bounded_rows(total.unsqueeze(0), mechanism)[0].to(torch.int64)"),
         ),
     ),
     fault(

@@ -212,10 +212,10 @@ def test_a_record_without_neighbours_in_the_step(tiny_bert: Path) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         sums = []
         for size in (1, 5):
-            batches = Records(model, records(), CLASSIFICATION).batches(np.arange(5), size, Csprng.from_os())
+            passes = Records(model, records(), CLASSIFICATION).passes(np.arange(5), size, Csprng.from_os())
             with training._per_sample_gradients(model, parameters, True):
                 sums.append(
-                    training._bounded_sum(training._Losses(model, CLASSIFICATION), parameters, batches, mechanism)
+                    training._bounded_sum(training._Losses(model, CLASSIFICATION), parameters, passes, mechanism)
                 )
         assert np.abs(sums[0]).max() > 100
         assert np.abs(sums[0] - sums[1]).max() <= 5

@@ -1,5 +1,6 @@
 """How a site computes: layers computed twice, half precision; and what of it is refused."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ import torch
 from torch import nn
 
 from dp import training
-from dp.objective import CLASSIFICATION, Records
+from dp.objective import CLASSIFICATION, IDS, Records
 from dp.sampling import Csprng
 from ffm import learner as learner_module
+from ffm.adapters import load_flat
 from ffm.compute import HalfPrecision
+from ffm.data import icd10_records, partition, split_by_code
 from ffm.errors import TrainingProcessError
 from ffm.learner import Learner, plan_of
 from ffm.local_setup import Compute, LocalSetup
+from ffm.models import locate
+from ffm.task import build_manifest, example_settings, load_settings
 from protocol.manifest import Manifest
 from tests.small_models import save_tiny_bert
 from tests.test_personal import manifest_of, records
@@ -118,6 +123,55 @@ def test_clients_with_other_physical_batches_send_the_same_integers(base: Path, 
     assert np.abs(mixed - alike).max() <= 2 * len(sizes)
     assert np.linalg.norm((mixed - alike).astype(float)) < clip / 1000
     assert np.linalg.norm((total(sizes, seed=6) - alike).astype(float)) > clip  # another sample and noise
+
+
+def chosen_by_the_server(learner: Learner) -> np.ndarray:
+    """LayerNorm takes a large constant away again: of the hidden states the last bits are left, and they decide."""
+    vector, place = learner.initial(), 0
+    draw = torch.Generator().manual_seed(0)
+    for tensor in learner.manifest.adapter.tensors:
+        size = int(np.prod(tensor.shape))
+        part = vector[place : place + size].reshape(tensor.shape)
+        if "lora_B" in tensor.name and "output.dense" in tensor.name:
+            part[:, 0] = 1e7
+        elif "classifier" in tensor.name and len(tensor.shape) == 2:
+            part[:] = 3 * torch.randn(tensor.shape, generator=draw).numpy()
+        place += size
+    return vector
+
+
+def test_no_model_lets_a_record_move_the_rows_of_others() -> None:
+    """The hospital example, at a model that makes last bits decide. In passes as records come one record moves the sum
+    of the others by more than the clip norm; in those of one shape by its own row, to the last digit."""
+    settings = load_settings(example_settings("hospital"))
+    learner = Learner.load(build_manifest(settings, "bert-tiny"), locate("bert-tiny"))
+    plan = settings.data.partition()  # type: ignore[union-attr]
+    site = partition(split_by_code(icd10_records(), plan.cap_per_class, plan.seed)[0], plan)[0][:200]
+    dataset, mechanism = learner.tensors(site), plan_of(learner.manifest).mechanism
+    assert mechanism is not None
+    load_flat(learner.model, learner.manifest.adapter, chosen_by_the_server(learner))
+    parameters = [p for p in learner.model.parameters() if p.requires_grad]
+    losses, records = training._Losses(learner.model, learner.task), Records(learner.model, dataset, learner.task)
+
+    def as_they_come(rows: np.ndarray, size: int) -> Iterator[tuple[Any, int]]:
+        return ((batch, len(batch[IDS])) for batch in records.batches(rows, size, Csprng.from_os()))
+
+    def in_one_shape(rows: np.ndarray, size: int) -> Iterator[tuple[Any, int]]:
+        return records.passes(rows, size, Csprng.from_os())
+
+    def moved(passes: Any, size: int, index: int) -> float:
+        """How far the sum is from the others' sum and the record's own row."""
+        everybody = np.arange(len(site))
+        parts = (everybody, np.delete(everybody, index), everybody[index : index + 1])
+        whole, rest, own = (
+            training._bounded_sum(losses, parameters, passes(part, size), mechanism).astype(float) for part in parts
+        )
+        return float(np.linalg.norm(whole - rest - own))
+
+    learner.model.train()
+    with training._per_sample_gradients(learner.model, parameters, wanted=True):
+        assert [moved(in_one_shape, size, index) for size in (12, 1) for index in (3, 77, 150)] == [0.0] * 6
+        assert max(moved(as_they_come, 64, index) for index in (3, 77, 150)) > mechanism.clip_steps
 
 
 def refused(manifest: Manifest, base: Path, **compute: Any) -> TrainingProcessError:

@@ -116,7 +116,8 @@ def test_instruction_tuning_predicts_the_response_and_its_end_alone(llama: Path)
 
 
 def test_the_head_answers_for_the_response_alone(llama: Path) -> None:
-    """Logits of as many tokens as the longest response has, and the losses that logits of all tokens give."""
+    """Logits of as many tokens as the longest response has, and the losses that logits of all tokens give; in training
+    only of a record by itself: how long a response is must not shape what others are computed in."""
     task, model, tokenizer, _ = loaded("instruction-tuning", llama)
     answers = [Record(text, "sign " * (1 + k)) for k, text in enumerate(TEXTS)]
     batch = task.tensors(tokenizer, answers, training("instruction-tuning", 60))
@@ -128,10 +129,15 @@ def test_the_head_answers_for_the_response_alone(llama: Path) -> None:
     head = model.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
     losses = task.losses(model, batch)
+    longest = int(response.sum(dim=1).argmax())
+    task.losses(model, {name: field[longest : longest + 1] for name, field in batch.items()})
+    with torch.no_grad():
+        task.losses(model, batch)
     hook.remove()
     assert torch.allclose(losses, chosen.sum(dim=1) / response.sum(dim=1), atol=1e-5)
     assert len({int(count) for count in response.sum(dim=1)}) == len(TEXTS)
-    assert shapes == [(len(TEXTS), int(response.sum(dim=1).max()))]
+    most = int(response.sum(dim=1).max())
+    assert shapes == [(len(TEXTS), labels.shape[1]), (1, most), (len(TEXTS), most)]
 
 
 def test_the_perplexity_of_a_model_that_has_diverged_is_a_number(llama: Path) -> None:

@@ -1,7 +1,7 @@
 """Local DP-SGD: every hazard of Opacus, PEFT and transformers that has a guard is set off here."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from dp import training
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
-from dp.objective import CLASSIFICATION, Records
+from dp.objective import CLASSIFICATION, Objective, Records
 from dp.sampling import Csprng, discrete_gaussian, poisson_sample
 from dp.training import DpSgdPlan, bounded_rows, train
 
@@ -233,34 +233,62 @@ def test_rows_at_the_clip_norm_are_not_dropped(clip_steps: int, dtype: torch.dty
 # ---- what one record can do ----
 
 
-def integer_sum(dataset: dict[str, Tensor], physical: int) -> NDArray[np.int64]:
-    model = adapted_model()
+def integer_sum(
+    dataset: dict[str, Tensor], physical: int, model: nn.Module | None = None, objective: Objective = CLASSIFICATION
+) -> NDArray[np.int64]:
+    model = model or adapted_model()
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batches = Records(model, dataset, CLASSIFICATION).batches(np.arange(len(dataset["labels"])), physical, rng(1))
+    passes = Records(model, dataset, objective).passes(np.arange(len(dataset["labels"])), physical, rng(1))
     with training._per_sample_gradients(model, parameters, True):
-        return training._bounded_sum(training._Losses(model, CLASSIFICATION), parameters, batches, LOUD)
+        return training._bounded_sum(training._Losses(model, objective), parameters, passes, LOUD)
 
 
-def test_one_record_moves_the_integer_sum_by_at_most_the_sensitivity() -> None:
-    """Grey box: no noise in the way. With one record a pass the difference is its own row, to the last digit."""
-    full = records()
-    whole = integer_sum(full, 1)
+def others(index: int) -> dict[str, Tensor]:
+    return {name: torch.cat([t[:index], t[index + 1 :]]) for name, t in records().items()}
+
+
+def own(index: int) -> dict[str, Tensor]:
+    return {name: t[index : index + 1] for name, t in records().items()}
+
+
+@pytest.mark.parametrize("physical", [1, 3, 8])
+def test_one_record_moves_the_integer_sum_by_its_own_row(physical: int) -> None:
+    """Grey box: no noise in the way. To the last digit, whoever is in the pass."""
+    model = adapted_model()
+    whole = integer_sum(records(), physical, model)
     for index in (0, 5, 11, 23):
-        rest = {name: torch.cat([t[:index], t[index + 1 :]]) for name, t in full.items()}
-        row = whole - integer_sum(rest, 1)
-        assert row.tolist() == integer_sum({name: t[index : index + 1] for name, t in full.items()}, 1).tolist()
+        row = whole - integer_sum(others(index), physical, model)
+        assert row.tolist() == integer_sum(own(index), physical, model).tolist()
         assert 0 < sum(int(x) ** 2 for x in row) <= LOUD.clip_steps**2
 
 
-def test_batch_mates_move_a_row_by_last_bits_only() -> None:
-    """What shared passes add: float32 kernels of another shape, single grid steps, and this test keeps it so."""
-    full = records()
-    rest = {name: t[:-1] for name, t in full.items()}
-    row = integer_sum({name: t[-1:] for name, t in full.items()}, 1)
-    difference = integer_sum(full, 24) - integer_sum(rest, 24)
-    assert np.abs(difference - row).max() <= 2
-    assert np.linalg.norm((difference - row).astype(np.float64)) < LOUD.clip_steps / 1000
+class _ByPlace:
+    """As a kernel that adds up in another order at the end of a pass."""
+
+    fields = CLASSIFICATION.fields
+    prepare, check = CLASSIFICATION.prepare, CLASSIFICATION.check
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return CLASSIFICATION.losses(model, batch) * (1 + 1e-6 * torch.arange(len(batch["labels"])))
+
+
+def test_where_a_row_depends_on_its_place_records_run_one_by_one() -> None:
+    model = adapted_model()
+    alone = integer_sum(records(), 1, model, _ByPlace())
+    assert np.abs(integer_sum(records(), 8, model, _ByPlace()) - alone).max() <= 24  # texts are padded further
+    assert set(training._PLACES[model].values()) == {False}
+    for index in (0, 11):
+        row = integer_sum(records(), 8, model, _ByPlace()) - integer_sum(others(index), 8, model, _ByPlace())
+        assert row.tolist() == integer_sum(own(index), 8, model, _ByPlace()).tolist()
+
+
+def test_looking_at_the_machine_leaves_the_parameters_as_they_were() -> None:
+    model = adapted_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    integer_sum(records(), 8, model)
+    assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
+    assert set(training._PLACES[model].values()) == {True}
 
 
 def test_a_broken_record_counts_as_zero() -> None:

@@ -65,6 +65,6 @@ def show_spent(folder: Path, out: Output) -> None:
     out.result(value, table)
     out.result(
         value,
-        f"spent ε = {spent.epsilon} of {p.epsilon} at δ = {p.delta}, {UNITS[p.unit]}, over all tasks\n"
+        f"spent ε = {spent.epsilon} of {p.epsilon} at δ = {p.delta}, {UNITS[p.unit]}, over all tasks with DP\n"
         f"last charged: round {last.round} of {last.task}",
     )

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ _EVALUATION: Final = sha256(b"secagg-ffm/evaluation/masked-lm").digest()  # publ
 _TODAY: Final = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro %}\n"  # templates are read with trimmed blocks
 
 Row = tuple[list[int], list[int]]  # token ids, and labels of the same length
+
+
+_Count = TypeVar("_Count", int, Tensor)
 
 
 class _LanguageModel(ABC):
@@ -98,10 +101,10 @@ class _LanguageModel(ABC):
     def _log_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(records,) each: sum over the predicted tokens in nats, and their number."""
         logits, labels = self._predicted(model, batch)
-        chosen = labels != IGNORED
-        losses = nn.functional.cross_entropy(_wide(logits[chosen]), labels[chosen], reduction="none")
-        # Spread over (records, tokens) and summed by row: in the same order on every device.
-        return losses.new_zeros(chosen.shape).masked_scatter(chosen, losses).sum(dim=1), chosen.sum(dim=1)
+        losses = nn.functional.cross_entropy(
+            _wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return losses.view(labels.shape).sum(dim=1), (labels != IGNORED).sum(dim=1)
 
     def _places(self, test: Dataset) -> int:
         """Logits that the head computes for one record are at most so many times the vocabulary."""
@@ -156,13 +159,14 @@ class MaskedLanguageModel(_LanguageModel):
         keys = torch.from_numpy(words).reshape(labels.shape).to(labels.device).masked_fill(~candidates, -1)
         ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         count = candidates.sum(dim=1, keepdim=True)
-        hidden = candidates & (ranks < ((count * _MASKED_PERCENT + 50) // 100).clamp_min(1))
+        hidden = candidates & (ranks < _hidden(count).clamp_min(1))
         ids = torch.where(hidden, batch[MASK_TOKEN].unsqueeze(1).to(batch[IDS].dtype), batch[IDS])
         return {**batch, IDS: ids, LABELS: labels.masked_fill(~hidden, IGNORED)}
 
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of hidden tokens alone: the head is most of the work."""
-        return _chosen(model, batch, batch[LABELS])
+        width = batch[LABELS].shape[1]
+        return _chosen(model, batch, batch[LABELS], max(1, _hidden(width)))
 
 
 class CausalLanguageModel(_LanguageModel):
@@ -218,14 +222,22 @@ class InstructionTuning(CausalLanguageModel):
 
     def _predicted(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of the response alone: most tokens are the prompt's, and the head is a fifth of a small model."""
-        return _chosen(model, batch, batch[LABELS][:, 1:])
+        labels = batch[LABELS][:, 1:]
+        return _chosen(model, batch, labels, labels.shape[1])
 
 
-def _chosen(model: nn.Module, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _hidden(tokens: _Count) -> _Count:
+    """How many of so many tokens are hidden, if at least one is."""
+    return (tokens * _MASKED_PERCENT + 50) // 100
+
+
+def _chosen(model: nn.Module, batch: Batch, labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Logits and labels at the places of `labels` (records, tokens or one less) that are not IGNORED, and at as many
-    places of every record; the head sees no others."""
+    places of every record; the head sees no others. `limit`: what a batch of this shape may have of them. Several
+    records that are trained on take that many, so that none has a say in the shape that another is computed in."""
     wanted = labels != IGNORED
-    most = int(wanted.sum(dim=1).amax().clamp_min(1))
+    together = torch.is_grad_enabled() and len(labels) > 1
+    most = limit if together else int(wanted.sum(dim=1).amax().clamp_min(1))
     places = wanted.to(torch.int8).topk(most, dim=1).indices
     tokens = batch[IDS].shape[1]
 

@@ -192,6 +192,40 @@ def test_a18_the_next_round_starts_from_the_published_result(tmp_path: Path) -> 
     assert caught.value.code == "E433"
 
 
+async def a_result_of_an_attempt_that_never_was(first: Round) -> None:
+    """It shall make the client forget the honest one."""
+    first.publish()
+    attempt, nothing = first.session.announcement.attempt + 1, bytes(32)
+    first.hub.server.broadcast(RoundResult(1, attempt, first.outcome.masked, nothing, nothing))
+    await announce(first.hub, 2, first.next_model + np.float32(1))
+
+
+async def an_old_round_again(first: Round) -> None:
+    """As a restored server announces it; and then its result, as if it had been over without this client."""
+    first.publish()
+    first.hub.server.broadcast(first.session.announcement)
+    first.publish()
+    await announce(first.hub, 2, first.next_model + np.float32(1))
+
+
+@pytest.mark.parametrize("forget", [a_result_of_an_attempt_that_never_was, an_old_round_again])
+def test_a18_an_honest_result_is_not_forgotten(tmp_path: Path, forget: Lie) -> None:
+    with pytest.raises(RemoteProtocolError, match="announced model is not the last model") as caught:
+        play(tmp_path, forget)
+    assert caught.value.code == "E433"
+
+
+def test_a18_a_result_that_is_withheld_is_noticed(tmp_path: Path) -> None:
+    """Then any model can follow. What a record does to the sum of a round is bounded whatever the model."""
+
+    async def silent(first: Round) -> None:
+        (await announce(first.hub, 2, first.next_model + np.float32(1e7))).publish()
+
+    events = play(tmp_path, silent)
+    assert joined(events) == [1, 2]
+    assert [e["round"] for e in events if e["event"] == "unverified"] == [2]
+
+
 def test_a18_succeeds_against_a_client_that_does_not_recompute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it trains on, and sends its update on, whatever model it is given."""
 
