@@ -122,7 +122,8 @@ class Records:
         self._refuse_coupling(model)
         # Position of the last token that counts, from 1: columns behind it are padding.
         columns = torch.arange(1, shape[1] + 1)
-        self._lengths = ((dataset[MASK].cpu() != 0) * columns).amax(dim=1).clamp_min(1)
+        counts = dataset[MASK].cpu() != 0
+        self._lengths, self._tokens = (counts * columns).amax(dim=1).clamp_min(1), counts.sum(dim=1)
         self._width = shape[1]
 
     def _refuse_coupling(self, model: nn.Module) -> None:
@@ -154,13 +155,15 @@ class Records:
 
     def passes(self, sample: NDArray[np.int64], size: int, rng: Csprng) -> Iterator[tuple[Batch, int]]:
         """The same, each with the number of its records, in shapes that no other record has a say in: `size` rows, the
-        rest copies that count for nothing, and as many tokens as a record of that length takes in any company."""
+        rest copies that count for nothing, and as many tokens as a record of that length takes in any company. Texts
+        without padding are among themselves: models leave the mask away where it masks nothing."""
         chosen = torch.from_numpy(sample)
         lengths = self._lengths[chosen]
         widths = lengths if size == 1 else ((lengths + _WIDTHS - 1) // _WIDTHS * _WIDTHS).clamp_max(self._width)
-        for width in torch.unique(widths):
-            for part in chosen[widths == width].split(size):  # type: ignore[no-untyped-call]
-                batch = self._batch(part, int(width), rng)
+        kinds = 2 * widths + (self._tokens[chosen] == widths)
+        for kind in torch.unique(kinds):
+            for part in chosen[kinds == kind].split(size):  # type: ignore[no-untyped-call]
+                batch = self._batch(part, int(kind) // 2, rng)
                 rows = torch.tensor([*range(len(part)), *[0] * (size - len(part))], device=self._device)
                 yield {name: field[rows] for name, field in batch.items()}, len(part)
 

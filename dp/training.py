@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from dp.client_level import ClientMechanism
 from dp.errors import PrivacyError, UnsupportedMechanismError
 from dp.mechanism import GaussianMechanism
-from dp.objective import CLASSIFICATION, IDS, Batch, Dataset, Objective, Records
+from dp.objective import CLASSIFICATION, IDS, MASK, Batch, Dataset, Objective, Records
 from dp.rotation import RotatedSum
 from dp.sampling import Csprng, poisson_sample
 
@@ -241,7 +241,8 @@ def _places_alike(losses: _Losses, parameters: Sequence[Tensor], batch: Batch, m
     if len(batch[IDS]) == 1:
         return True
     known = _PLACES.setdefault(losses.model, {})
-    shape = (*(tuple(field.shape) for field in batch.values()), torch.get_num_threads())
+    shapes = tuple(tuple(field.shape) for field in batch.values())
+    shape = (shapes, bool((batch[MASK] != 0).all()), torch.get_num_threads())  # a mask of ones may be left away
     if shape not in known:
         copies = {name: field[:1].expand_as(field).contiguous() for name, field in batch.items()}
         with _elsewhere(parameters):

@@ -263,6 +263,26 @@ def test_one_record_moves_the_integer_sum_by_its_own_row(physical: int) -> None:
         assert 0 < sum(int(x) ** 2 for x in row) <= LOUD.clip_steps**2
 
 
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_pass_looks_the_same_whoever_is_in_it(size: int) -> None:
+    """Rows and tokens; and whether anything is masked, since models leave a mask of ones away."""
+    dataset = records(n=40, tokens=13)
+    numbered = {**dataset, "labels": torch.arange(40)}
+    model = adapted_model()
+    all_records = Records(model, dataset, CLASSIFICATION)
+    all_records._dataset = numbered  # to tell them apart
+    seen: list[int] = []
+    for batch, count in all_records.passes(np.arange(40), size, rng(1)):
+        rows, width = batch["input_ids"].shape
+        lengths = dataset["attention_mask"][batch["labels"]].sum(dim=1)
+        assert rows == size and set(batch["labels"][count:].tolist()) <= {int(batch["labels"][0])}
+        assert len({int(length) == width for length in lengths}) == 1
+        if size > 1:
+            assert {min(13, -(-int(length) // 8) * 8) for length in lengths} == {width}
+        seen += batch["labels"][:count].tolist()
+    assert sorted(seen) == list(range(40))
+
+
 class _ByPlace:
     """As a kernel that adds up in another order at the end of a pass."""
 
