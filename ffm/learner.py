@@ -42,7 +42,8 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 Update = Vector | np.ndarray[Any, np.dtype[np.int64]]
 
 PHYSICAL_BATCH = 64  # records per forward pass at most; fastest on one core, and no part of what is computed
-_PASSES = 4  # that a sample fills at least, with DP: texts of other lengths are in other passes, and each is filled up
+_DP_BATCH = 16  # the same with DP, where texts of other lengths are in other passes, and each is filled up
+_PASSES = 4  # that an expected sample fills then, at least
 _VALUES = 2**25  # gradients, or logits of a language model, of one forward pass: large ones take smaller batches
 
 
@@ -74,7 +75,7 @@ def _records_a_pass(manifest: Manifest) -> int:
     if manifest.privacy.protocol not in ("R1", "R2"):
         return fitting
     sites = manifest.aggregation.num_clients if manifest.privacy.protocol == "R2" else 1
-    return max(1, min(fitting, manifest.training.expected_batch // (_PASSES * sites)))
+    return max(1, min(fitting, _DP_BATCH, manifest.training.expected_batch // (_PASSES * sites)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,14 @@ def test_the_setup_travels_whole() -> None:
 def test_a_pass_holds_fewer_records_where_more_is_trained(base: Path) -> None:
     manifest = manifest_of(base, "full")
     assert plan_of(manifest_of(base, "lora")).max_physical_batch == learner_module.PHYSICAL_BATCH
+    private = manifest_of(base, "lora", "R1")  # with DP 16, or a quarter of a site's share of the expected sample
+    for expected, size in ((250, 16), (60, 15), (3, 1)):
+        training_ = private.training.model_copy(update={"expected_batch": expected})
+        assert plan_of(private.model_copy(update={"training": training_})).max_physical_batch == size
+    shared = manifest_of(base, "lora", "R2", local_steps=1)
+    sites = shared.aggregation.num_clients
+    training_ = shared.training.model_copy(update={"expected_batch": 12 * sites})
+    assert plan_of(shared.model_copy(update={"training": training_})).max_physical_batch == 3
     few, many = learner_module._VALUES // 3, learner_module._VALUES + 1
     for size, expected in ((few, 3), (many, 1)):
         tensor = manifest.adapter.tensors[0].model_copy(update={"shape": (size,)})
