@@ -234,6 +234,6 @@ def _mean(study: Study, method: str, privacy: str) -> float:
 
 
 def _smaller(settings: TaskSettings) -> TaskSettings:
-    data = settings.data.model_copy(update={"cap_per_class": 100})
+    data = settings.data.model_copy(update={"cap_per_class": 70})
     models = {name: model.model_copy(update={"rounds": 4}) for name, model in settings.models.items()}
     return settings.model_copy(update={"data": data, "models": models})
