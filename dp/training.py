@@ -207,9 +207,11 @@ def _bounded_sum(
     """Integer sum (d,) of the clipped, rounded, bounded rows of all passes; zeros for an empty sample."""
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
     for batch, count in passes:
-        parts = [batch] if _places_alike(losses, parameters, batch, mechanism) else _one_by_one(batch, count)
-        for part in parts:
-            first = 0
+        alike = _places_alike(losses, parameters, batch, mechanism)
+        step = len(batch[IDS]) if alike else 1
+        for place in range(0, count, step):
+            part = {name: field[place : place + step] for name, field in batch.items()}
+            first = place
             for rows in _rows(losses, parameters, part, mechanism):
                 total += rows[: max(0, count - first)].sum(dim=0)
                 first += len(rows)
@@ -227,30 +229,36 @@ def _rows(
         yield bounded_rows(torch.cat([sample[start : start + block] for sample in samples], dim=1), mechanism)
 
 
-def _one_by_one(batch: Batch, count: int) -> Iterator[Batch]:
-    """The records of a pass, each in a pass of its own."""
-    return ({name: field[row : row + 1] for name, field in batch.items()} for row in range(count))
-
-
 def _places_alike(losses: _Losses, parameters: Sequence[Tensor], batch: Batch, mechanism: GaussianMechanism) -> bool:
     """Whether a record's row is the same to the last bit wherever in a pass of this shape it stands, on this machine.
 
-    Kernels do not look at values when they choose an order, so copies of one record show it, at parameters that the
-    server has not chosen. Once for each shape: what else could make a difference is the same for the whole process.
+    Kernels do not look at values when they choose an order, so copies of one record show it. Neither the record nor the
+    parameters are anybody's: the answer decides how other records are computed, so none must have a say in it. Once for
+    each shape: what else could make a difference is the same for the whole process.
     """
     if len(batch[IDS]) == 1:
         return True
     known = _PLACES.setdefault(losses.model, {})
-    shapes = tuple(tuple(field.shape) for field in batch.values())
-    shape = (shapes, bool((batch[MASK] != 0).all()), torch.get_num_threads())  # a mask of ones may be left away
+    full = bool((batch[MASK] != 0).all())  # then models leave the mask away
+    shape = (tuple(tuple(field.shape) for field in batch.values()), full, torch.get_num_threads())
     if shape not in known:
-        copies = {name: field[:1].expand_as(field).contiguous() for name, field in batch.items()}
+        copies = _copies_of_nobody(batch, full)
         with _elsewhere(parameters):
             gradients = torch.cat(_collect(parameters, losses.backward(copies)), dim=1)
             alike = bool((gradients == gradients[0]).all()) and bool(gradients.any())
             rows = torch.cat(list(_rows(losses, parameters, copies, mechanism)))
         known[shape] = alike and bool((rows == rows[0]).all())
     return known[shape]
+
+
+def _copies_of_nobody(batch: Batch, full: bool) -> Batch:
+    """A pass of the same shape in which one made-up record stands everywhere; with padding unless `full`."""
+    columns = torch.arange(batch[IDS].shape[1], device=batch[IDS].device)
+    rows = {IDS: columns % 2, MASK: columns < len(columns) - (not full)}
+    return {
+        name: rows[name].to(field.dtype).expand_as(field).contiguous() if name in rows else torch.zeros_like(field)
+        for name, field in batch.items()
+    }
 
 
 @contextmanager

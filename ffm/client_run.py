@@ -84,6 +84,16 @@ def statement_body(setup: ClientSetup, ledger: PrivacyLedger) -> dict[str, Any]:
     }
 
 
+def _another_model(what: str, found: bytes, expected: bytes) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        what,
+        found=f"digest {found.hex()[:16]}...",
+        expected=f"{expected.hex()[:16]}...",
+        do="the round was refused; ask the server's operator",
+        code="E433",
+    )
+
+
 @dataclass(slots=True)
 class _Joined:
     """The attempt that this client is in."""
@@ -91,6 +101,11 @@ class _Joined:
     session: ClientSession
     announcement: Announcement
     model: Model
+
+    @property
+    def attempt(self) -> tuple[int, int]:
+        """Round and attempt."""
+        return self.announcement.round, self.announcement.attempt
 
 
 class ClientRun:
@@ -210,13 +225,8 @@ class ClientRun:
             return model_from_bytes(data, self._setup.manifest, announced)
         digest, model = expected
         if announced != digest:
-            raise RemoteProtocolError(
-                "the announced model is not the last model plus the published sum",
-                found=f"digest {announced.hex()[:16]}...",
-                expected=f"{digest.hex()[:16]}...",
-                do="the round was refused; ask the server's operator",
-                code="E433",
-            )
+            what = "the announced model is not the last model plus the published sum"
+            raise _another_model(what, announced, digest)
         return model
 
     def _carried(self, message: Announcement) -> RoundUpdate | None:
@@ -227,13 +237,8 @@ class ClientRun:
             self._forget_update()
             return None
         if update.model_digest != message.model_digest:
-            raise RemoteProtocolError(
-                "a further attempt of a round starts from another model",
-                found=f"digest {message.model_digest.hex()[:16]}...",
-                expected=f"{update.model_digest.hex()[:16]}...",
-                do="the round was refused; ask the server's operator",
-                code="E433",
-            )
+            what = "a further attempt of a round starts from another model"
+            raise _another_model(what, message.model_digest, update.model_digest)
         return update
 
     async def _check_budget(self, message: Announcement) -> None:
@@ -291,9 +296,8 @@ class ClientRun:
         if joined is None:
             return  # left over from before this process joined anything
         if isinstance(message, AttemptAborted):
-            current = (joined.announcement.round, joined.announcement.attempt)
             self.on_event({"event": "aborted", "round": message.round, "reason": message.reason})
-            if (message.round, message.attempt) != current:
+            if (message.round, message.attempt) != joined.attempt:
                 return
             self._next = joined.announcement.model_digest, joined.model  # no sum, no other model
         if joined.session.phase is Phase.ABORTED:
@@ -307,7 +311,7 @@ class ClientRun:
         if self._update is not None and self._update.round <= message.round:
             self._forget_update()
         self.on_event({"event": "result", "round": message.round, "included": list(message.included)})
-        if joined is None or attempt != (joined.announcement.round, joined.announcement.attempt):
+        if joined is None or attempt != joined.attempt:
             # The model moves on without us, if the attempt is one that we heard of and know no result of.
             if attempt == self._skipped and message.round > self._followed:
                 self._next = None

@@ -52,10 +52,10 @@ class HalfPrecision:
 def check_device(device: str) -> None:
     """Raise TrainingProcessError E524 for a device that this machine does not have."""
     try:
-        if not _DEVICE.fullmatch(device):
-            raise NotImplementedError
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        usable = _DEVICE.fullmatch(device) is not None and torch.empty(0, device=device) is not None
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
         cuda = f"cpu, cuda (of which there are {torch.cuda.device_count()})"
         raise TrainingProcessError(
             f"no usable device {device!r}",
@@ -63,7 +63,7 @@ def check_device(device: str) -> None:
             expected=cuda,
             do="use --device cpu",
             code="E524",
-        ) from None
+        )
 
 
 def prepared(model: nn.Module, base: PreTrainedModel, manifest: Manifest, compute: Compute) -> None:

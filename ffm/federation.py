@@ -6,7 +6,7 @@
 - alone: one site's records, the same again; a part of the samples, or in more rounds as many, with noise for the same ε
 - each of them without DP: neither clip nor noise
 
-All but a site alone in no more rounds see as many samples in the mean. For benchmarks and tables; a real consortium can
+Only a site alone in no more rounds sees fewer samples in the mean. For benchmarks and tables; a real consortium can
 compute only the first one.
 """
 
@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from dp.accountant import calibrate
 from dp.errors import UnsupportedMechanismError
@@ -248,11 +247,5 @@ def mean_samples(manifest: Manifest, rounds: int, records: int) -> int:
 
 
 def union(sites: Sequence[Dataset]) -> Dataset:
-    """The records of all sites, padded to one width."""
-    width = max(site["input_ids"].shape[1] for site in sites)
-
-    def padded(field_: torch.Tensor, own: int) -> torch.Tensor:
-        tokens = field_.ndim == 2 and field_.shape[1] == own
-        return nn.functional.pad(field_, (0, width - own)) if tokens else field_
-
-    return {name: torch.cat([padded(site[name], site["input_ids"].shape[1]) for site in sites]) for name in sites[0]}
+    """The records of all sites: of one width, as `Learner.tensors` pads them."""
+    return {name: torch.cat([site[name] for site in sites]) for name in sites[0]}

@@ -303,6 +303,14 @@ def test_where_a_row_depends_on_its_place_records_run_one_by_one() -> None:
         assert row.tolist() == integer_sum(own(index), 8, model, _ByPlace()).tolist()
 
 
+def test_no_record_has_a_say_in_whether_places_are_alike() -> None:
+    """A broken one is the first of its pass, and would look different from itself."""
+    model, dataset = broken_model(), records()
+    dataset["input_ids"][:12, 0] = BROKEN_TOKEN
+    integer_sum(dataset, 8, model)
+    assert set(training._PLACES[model].values()) == {True}
+
+
 def test_looking_at_the_machine_leaves_the_parameters_as_they_were() -> None:
     model = adapted_model()
     before = [p.detach().clone() for p in model.parameters()]
